@@ -1,0 +1,1 @@
+//! NBD: a pure codec and session, and its binding to the ring.

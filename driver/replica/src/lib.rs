@@ -1,0 +1,1 @@
+//! Replication: seeding, increments, mirroring, digest comparison.

@@ -1,0 +1,1 @@
+//! Simulated disk, network and clock, and the oracles. Tests only.

@@ -1,0 +1,1 @@
+//! Images and block devices: alignment, sparse operations, metadata files.

@@ -1,0 +1,1 @@
+//! Replication frames: a pure codec.
