@@ -1,1 +1,13 @@
-//! NBD: a pure codec and session, and its binding to the ring.
+//! NBD, the network block device protocol: fixed newstyle negotiation, simple and structured
+//! replies, block status. Everything that decides is pure: bytes in, bytes and events out.
+//!
+//! ```text
+//! client                                   server
+//!        ◄── greeting ──────────────────
+//!        ─── options, one at a time ───►   handshake (a deadline, caps)
+//!        ◄── replies ───────────────────
+//!        ─── requests, pipelined ──────►   session   (windows of requests and bytes)
+//!        ◄── replies, in any order ─────
+//! ```
+
+pub mod codec;
