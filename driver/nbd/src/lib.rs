@@ -11,3 +11,7 @@
 //! ```
 
 pub mod codec;
+mod export;
+pub mod session;
+
+pub use export::{Export, MetaContext, Negotiated};
