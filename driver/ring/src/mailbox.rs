@@ -7,7 +7,7 @@
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 /// Messages that may wait for one shard. They are control calls and new connections, a handful at
 /// a time; a sender that finds the queue full waits.
@@ -70,10 +70,7 @@ pub(crate) struct Inbox<M> {
 
 impl<M> Inbox<M> {
     pub(crate) fn next(&self) -> Option<M> {
-        match self.queue.try_recv() {
-            Ok(m) => Some(m),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        self.queue.try_recv().ok()
     }
 }
 
