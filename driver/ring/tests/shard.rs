@@ -1,5 +1,6 @@
 //! A shard with a small handler: files, sockets, short sends, messages and deadlines.
 
+#![allow(clippy::unwrap_used)] // a test
 use block::{AlignedBuf, Nanos};
 use ring::{Config, Data, Done, FileId, Gather, Handler, Next, Ring, Shard};
 use std::io::{Read, Write};
