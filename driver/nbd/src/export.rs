@@ -1,10 +1,22 @@
 //! What a server offers, and what a client and a server have agreed on.
 
-use crate::codec::{PAYLOAD_MAX, TransmissionFlags};
+use crate::codec::TransmissionFlags;
 
-/// What is said of an export, before and at negotiation. Its name is the key that it was found by.
+/// The exports of a server, by name. A name is a key of a map and nothing else: it never becomes
+/// a path. Both calls are made between bytes of a client, so they must not block.
+pub trait Exports {
+    /// The names to list, in a stable order.
+    fn names(&self) -> Vec<String>;
+
+    /// The export with this name, as the client gave it. The empty name asks for the default.
+    fn find(&self, name: &str) -> Option<Export>;
+}
+
+/// What is said of an export, before and at negotiation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
+    /// Its own name, which is told to a client that asked for the default export.
+    pub name: String,
     /// Bytes. Never changes while it is exported.
     pub size: u64,
     /// What it can do. DF is not set here: it follows from structured replies.
@@ -23,9 +35,10 @@ impl Export {
     /// An export of `size` bytes that can do all that the protocol has. CAN_MULTI_CONN is in it,
     /// so a flush must cover the writes of every connection.
     #[must_use]
-    pub fn new(size: u64) -> Export {
+    pub fn new(name: impl Into<String>, size: u64) -> Export {
         use TransmissionFlags as F;
         Export {
+            name: name.into(),
             size,
             flags: F::HAS_FLAGS
                 | F::SEND_FLUSH
@@ -58,12 +71,6 @@ impl Export {
     pub fn is_read_only(&self) -> bool {
         self.flags.has(TransmissionFlags::READ_ONLY)
     }
-
-    /// Largest payload, announced as the maximum block size.
-    #[must_use]
-    pub const fn payload_max(&self) -> u32 {
-        PAYLOAD_MAX
-    }
 }
 
 /// What a block status reply can describe.
@@ -94,8 +101,8 @@ impl MetaContext {
 /// The outcome of a negotiation: all that the transmission phase needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Negotiated {
-    /// The key that the export was found by.
-    pub name: String,
+    /// The name that the client asked for; empty for the default export.
+    pub requested: String,
     /// The export, with DF in its flags if structured replies were agreed.
     pub export: Export,
     /// Replies to reads and block status are structured.

@@ -12,6 +12,7 @@
 
 pub mod codec;
 mod export;
+pub mod handshake;
 pub mod session;
 
-pub use export::{Export, MetaContext, Negotiated};
+pub use export::{Export, Exports, MetaContext, Negotiated};

@@ -10,12 +10,12 @@ use proptest::prelude::*;
 const SIZE: u64 = 1 << 30;
 
 fn agreed(structured: bool) -> Negotiated {
-    let mut export = Export::new(SIZE);
+    let mut export = Export::new("vm1", SIZE);
     if structured {
         export.flags = export.flags | TransmissionFlags::SEND_DF;
     }
     Negotiated {
-        name: "vm1".to_owned(),
+        requested: String::new(),
         export,
         structured,
         contexts: if structured {
