@@ -1,2 +1,5 @@
 //! `forerun`: the command line, the controller and, through `driver/node`, the node.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    forerun::cli::main()
+}

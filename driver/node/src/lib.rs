@@ -1,1 +1,4 @@
-//! The daemon: wiring, configuration, metrics.
+//! The daemon: wiring, configuration, metrics. What the control plane needs of the driver's words it
+//! finds here.
+
+pub use block::{Epoch, Error, ErrorKind, Generation, NodeName, Result, VolumeId, VolumeName};

@@ -1,0 +1,97 @@
+//! The command line: one module a verb, each with its arguments (`Args`) and a `run`.
+//!
+//! A verb prints what it found through [`Out`] (tables for people, JSON for machines) and returns a
+//! [`Failure`] that says what was asked, what happened and what to do. The exit code is 0, 1
+//! (failed) or 2 (usage).
+
+mod client;
+mod failure;
+mod nodes;
+mod out;
+
+pub use failure::Failure;
+pub use out::{Out, Output};
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Where a controller listens unless told otherwise.
+pub const CONTROLLER_DEFAULT: &str = "127.0.0.1:7400";
+
+/// Serve, track, replicate and move the disks of running VMs.
+#[derive(Parser, Debug)]
+#[command(
+    name = "forerun",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// What every verb understands.
+#[derive(clap::Args, Debug)]
+pub struct Global {
+    /// The controller to ask
+    #[arg(long, global = true, value_name = "ADDR:PORT", env = "FORERUN_CONTROLLER",
+          default_value = CONTROLLER_DEFAULT)]
+    controller: String,
+    /// How to print: for people or for machines
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "table")]
+    output: Output,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// List the nodes that registered, and what they hold
+    NodeList,
+}
+
+/// Run the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // clap prints help and version to stdout with code 0, usage errors to stderr with code 2
+        Err(e) => e.exit(),
+    };
+    let out = Out::new(cli.global.output);
+    match run(cli, &out) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            out.failure(&failure);
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn run(cli: Cli, out: &Out) -> Result<(), Failure> {
+    let Cli { global, verb } = cli;
+    match verb {
+        Verb::NodeList => block_on(nodes::list(&global.controller, out)),
+    }
+}
+
+/// Run a verb that talks to the controller.
+fn block_on<F: Future<Output = Result<(), Failure>>>(verb: F) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(format!("start the async runtime: {e}")))?
+        .block_on(verb)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,4 @@
+//! The control plane and the command line: decides, never touches a block. The binary `forerun` is
+//! [`cli::main`]; the rest is public for the integration tests.
+
+pub mod cli;
