@@ -10,9 +10,11 @@
 //!        ◄── replies, in any order ─────
 //! ```
 
+pub mod accept;
 pub mod codec;
 mod export;
 pub mod handshake;
 pub mod session;
+pub mod status;
 
 pub use export::{Export, Exports, MetaContext, Negotiated};
