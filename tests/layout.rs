@@ -6,6 +6,7 @@
 //! are checked against `cargo metadata`, so a new edge in a `Cargo.toml` is a decision and not an
 //! accident. `predict` and `planner` live inside the root package, where no manifest can hold
 //! them apart; a rule over their text does.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
