@@ -3,8 +3,9 @@
 use block::AlignedBuf;
 use std::ops::Range;
 
-/// Bytes of headers one [`Gather`] holds: 512 structured headers, more than one batch ever has.
-pub const GATHER_HEAD_BYTES: usize = 16 << 10;
+/// Bytes of headers one [`Gather`] holds: a whole window of 128 replies, each as long as an error
+/// with its longest message.
+pub const GATHER_HEAD_BYTES: usize = 32 << 10;
 /// Parts of one [`Gather`]; the kernel takes at most 1024 (`UIO_MAXIOV`), and 256 parts of 4 KiB
 /// already fill a megabyte of socket buffer.
 pub const GATHER_PARTS: usize = 256;

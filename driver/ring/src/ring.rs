@@ -241,6 +241,16 @@ impl Ring {
         self.start(entry, token, Data::None, None);
     }
 
+    /// Ask the kernel to read a range of the file ahead.
+    pub fn read_ahead(&mut self, file: FileId, offset: u64, len: u64, token: Token) {
+        let (len, advice) = (len.min(i32::MAX as u64) as i64, libc::POSIX_FADV_WILLNEED);
+        let entry = self.with_file(file, |fd| match fd {
+            Target::Fixed(fd) => opcode::Fadvise::new(fd, len, advice).offset(offset).build(),
+            Target::Plain(fd) => opcode::Fadvise::new(fd, len, advice).offset(offset).build(),
+        });
+        self.start(entry, token, Data::None, None);
+    }
+
     /// Receive into `range` of `buf`: what there is, or with `all` the whole range. `poll_first`
     /// says that the socket is probably empty, which saves a futile attempt.
     pub fn recv(

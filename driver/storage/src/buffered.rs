@@ -1,0 +1,109 @@
+//! Writes into the page cache that need no worker thread.
+//!
+//! ext4 has no asynchronous buffered write: io_uring hands each one to a kernel worker, which
+//! costs several times the copy itself. A write into the page cache does not sleep in the normal
+//! case, so the shard does it itself, as long as it is safe to expect that:
+//!
+//! - the write covers whole pages, so nothing must be read first;
+//! - little is dirty machine-wide, so the kernel will not throttle writers;
+//! - no worker holds the inode's lock for a write or a fallocate of ours;
+//! - the last such write was quick. One that was not sends everything to the workers for a while.
+
+use block::Nanos;
+use std::time::Duration;
+
+/// Longest write that is copied by the shard: some 30 µs.
+const INLINE_MAX: u64 = 256 << 10;
+/// A copy that took longer has slept; normal is a few microseconds.
+const SLOW: Duration = Duration::from_millis(2);
+/// How long everything goes to worker threads after a slow one.
+const PENANCE: Duration = Duration::from_secs(1);
+/// How old the knowledge about dirty pages may be. At ten gigabytes a second, 50 ms are half a
+/// gigabyte, and half of the background threshold is left as margin.
+const FRESH: Duration = Duration::from_millis(50);
+
+/// Decides, write by write, whether the shard may copy.
+#[derive(Debug, Default)]
+pub(crate) struct Inline {
+    looked: Option<Nanos>,
+    calm: bool,
+    penance_until: Nanos,
+    /// Operations that may hold the inode's lock.
+    pub(crate) workers: u32,
+}
+
+impl Inline {
+    pub(crate) fn allows(&mut self, now: Nanos, offset: u64, len: u64) -> bool {
+        if self.workers > 0
+            || len > INLINE_MAX
+            || (offset | len) & 4095 != 0
+            || now < self.penance_until
+        {
+            return false;
+        }
+        if self.looked.is_none_or(|at| now.since(at) >= FRESH) {
+            self.looked = Some(now);
+            self.calm = std::fs::read_to_string("/proc/vmstat").is_ok_and(|s| is_calm(&s));
+        }
+        self.calm
+    }
+
+    pub(crate) fn took(&mut self, now: Nanos, duration: Duration) {
+        if duration > SLOW {
+            self.penance_until = now + duration + PENANCE;
+        }
+    }
+}
+
+/// Whether fewer pages are dirty than half of what starts background writeback. Throttling starts
+/// far above that.
+fn is_calm(vmstat: &str) -> bool {
+    let field = |name: &str| {
+        vmstat.lines().find_map(|line| {
+            let (key, value) = line.split_once(' ')?;
+            (key == name).then(|| value.parse::<u64>().ok())?
+        })
+    };
+    match (
+        field("nr_dirty"),
+        field("nr_writeback"),
+        field("nr_dirty_background_threshold"),
+    ) {
+        (Some(dirty), Some(writeback), Some(background)) => dirty + writeback < background / 2,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calm_is_far_below_the_threshold_and_unknown_is_not_calm() {
+        let s = "nr_dirty 10\nnr_writeback 5\nnr_dirty_background_threshold 100\n";
+        assert!(is_calm(s));
+        assert!(!is_calm(&s.replace("nr_dirty 10", "nr_dirty 60")));
+        assert!(!is_calm("nr_dirty 1\n"));
+    }
+
+    #[test]
+    fn a_slow_write_sends_the_next_second_to_the_workers() {
+        let mut inline = Inline {
+            looked: Some(Nanos(0)),
+            calm: true,
+            ..Inline::default()
+        };
+        let now = Nanos(1_000_000);
+        assert!(inline.allows(now, 4096, 4096));
+        assert!(
+            !inline.allows(now, 512, 4096),
+            "part of a page must be read first"
+        );
+        inline.took(now, Duration::from_millis(3));
+        assert!(!inline.allows(now, 4096, 4096));
+        inline.looked = Some(Nanos(2_000_000_000));
+        assert!(inline.allows(Nanos(2_000_000_000), 4096, 4096));
+        inline.workers = 1;
+        assert!(!inline.allows(Nanos(2_000_000_000), 4096, 4096));
+    }
+}
