@@ -8,6 +8,7 @@ mod buffer;
 mod error;
 mod name;
 mod seam;
+pub mod sector;
 mod time;
 mod unit;
 

@@ -11,6 +11,7 @@
 //! ```
 
 pub mod accept;
+pub mod client;
 pub mod codec;
 mod export;
 pub mod handshake;

@@ -266,6 +266,9 @@ pub struct ChunkHeader {
 }
 
 impl ChunkHeader {
+    /// What every chunk begins with.
+    pub const MAGIC: [u8; 4] = CHUNK_MAGIC.to_be_bytes();
+
     /// Read a chunk header; `None` if the magic is another's.
     #[inline]
     #[must_use]

@@ -4,9 +4,9 @@
 //! `base:`, `qemu:`, `qemu:dirty-bitmap:`. Queries that match nothing are passed over in silence,
 //! as the specification has it: a client learns what it got from the replies.
 
-use super::option::{
-    ERR_INVALID, ERR_TOO_BIG, ERR_UNKNOWN, Fields, LIST_META_CONTEXT, REP_META_CONTEXT, Refused,
-    SET_META_CONTEXT, reply,
+use super::option::{Fields, Refused, reply};
+use super::wire::{
+    ERR_INVALID, ERR_TOO_BIG, ERR_UNKNOWN, LIST_META_CONTEXT, REP_META_CONTEXT, SET_META_CONTEXT,
 };
 use super::{CONTEXTS_MAX, Handshake};
 use crate::export::{Export, Exports, MetaContext};

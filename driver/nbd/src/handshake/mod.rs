@@ -16,7 +16,9 @@
 
 mod meta;
 mod option;
+pub(crate) mod wire;
 
+use self::wire::{EXPORT_NAME, FIXED_NEWSTYLE, NBD_MAGIC, NO_ZEROES, OPTION_MAGIC};
 use crate::codec::TransmissionFlags;
 use crate::export::{Exports, MetaContext, Negotiated};
 
@@ -34,12 +36,6 @@ pub const CONTEXTS_MAX: usize = 16;
 
 /// Bytes of the server's greeting.
 pub const GREETING_BYTES: usize = 18;
-
-pub(crate) const NBD_MAGIC: u64 = 0x4e42_444d_4147_4943;
-pub(crate) const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
-pub(crate) const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
-pub(crate) const FIXED_NEWSTYLE: u16 = 1;
-pub(crate) const NO_ZEROES: u16 = 2;
 
 /// Zeroes after the answer to EXPORT_NAME that a client can forgo.
 const EXPORT_NAME_ZEROES: usize = 124;
@@ -259,7 +255,7 @@ impl Handshake {
         if magic != OPTION_MAGIC {
             return Some(Breach::Magic(magic));
         }
-        if !self.fixed && option != option::EXPORT_NAME {
+        if !self.fixed && option != EXPORT_NAME {
             return Some(Breach::NotFixed(option));
         }
         self.options += 1;

@@ -1,34 +1,9 @@
 //! The options, one by one, and their replies.
 
-use super::{Breach, EXPORT_NAME_ZEROES, Event, Handshake, REPLY_MAGIC, STRING_MAX, Tls};
+use super::wire::*;
+use super::{Breach, EXPORT_NAME_ZEROES, Event, Handshake, STRING_MAX, Tls};
 use crate::codec::PAYLOAD_MAX;
 use crate::export::{Export, Exports};
-
-pub(crate) const EXPORT_NAME: u32 = 1;
-pub(crate) const ABORT: u32 = 2;
-pub(crate) const LIST: u32 = 3;
-pub(crate) const STARTTLS: u32 = 5;
-pub(crate) const INFO: u32 = 6;
-pub(crate) const GO: u32 = 7;
-pub(crate) const STRUCTURED_REPLY: u32 = 8;
-pub(crate) const LIST_META_CONTEXT: u32 = 9;
-pub(crate) const SET_META_CONTEXT: u32 = 10;
-
-pub(crate) const REP_ACK: u32 = 1;
-pub(crate) const REP_SERVER: u32 = 2;
-pub(crate) const REP_INFO: u32 = 3;
-pub(crate) const REP_META_CONTEXT: u32 = 4;
-pub(crate) const REP_ERROR: u32 = 1 << 31;
-pub(crate) const ERR_UNSUP: u32 = REP_ERROR | 1;
-pub(crate) const ERR_INVALID: u32 = REP_ERROR | 3;
-pub(crate) const ERR_TLS_REQD: u32 = REP_ERROR | 5;
-pub(crate) const ERR_UNKNOWN: u32 = REP_ERROR | 6;
-pub(crate) const ERR_TOO_BIG: u32 = REP_ERROR | 9;
-
-pub(crate) const INFO_EXPORT: u16 = 0;
-pub(crate) const INFO_NAME: u16 = 1;
-pub(crate) const INFO_DESCRIPTION: u16 = 2;
-pub(crate) const INFO_BLOCK_SIZE: u16 = 3;
 
 /// An option refused: the reply type and a sentence for a person.
 pub(super) type Refused = (u32, &'static str);

@@ -1,7 +1,7 @@
 //! Negotiations, good and bad. Each bad one is what some client or attacker has sent to some
 //! server.
 
-use super::option::*;
+use super::wire::*;
 use super::*;
 use crate::Export;
 use proptest::prelude::*;
