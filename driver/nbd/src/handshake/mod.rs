@@ -19,8 +19,7 @@ mod option;
 pub(crate) mod wire;
 
 use self::wire::{EXPORT_NAME, FIXED_NEWSTYLE, NBD_MAGIC, NO_ZEROES, OPTION_MAGIC};
-use crate::codec::TransmissionFlags;
-use crate::export::{Exports, MetaContext, Negotiated};
+use crate::export::{Export, Exports, MetaContext, Negotiated};
 
 /// Data of one option that is looked at: room for an export name of the 4 KiB that the
 /// specification allows and a dozen meta context queries as long.
@@ -275,10 +274,7 @@ impl Handshake {
     }
 
     /// What was agreed on `export`, by a client that called it `requested`.
-    fn agree(&mut self, requested: &str, mut export: crate::Export) -> Box<Negotiated> {
-        if self.structured {
-            export.flags = export.flags | TransmissionFlags::SEND_DF;
-        }
+    fn agree(&mut self, requested: &str, export: Export) -> Box<Negotiated> {
         let contexts = match self.contexts.take() {
             // contexts hold for the export that they were chosen for, and for no other
             Some((name, contexts)) if name == requested && self.structured => contexts,

@@ -2,7 +2,7 @@
 
 use super::wire::*;
 use super::{Breach, EXPORT_NAME_ZEROES, Event, Handshake, STRING_MAX, Tls};
-use crate::codec::PAYLOAD_MAX;
+use crate::codec::{PAYLOAD_MAX, TransmissionFlags};
 use crate::export::{Export, Exports};
 
 /// An option refused: the reply type and a sentence for a person.
@@ -55,7 +55,7 @@ impl Handshake {
                 }
                 Err(refused) => Err(refused),
             },
-            INFO | GO => match info(option, data, exports, out) {
+            INFO | GO => match self.info(option, data, exports, out) {
                 Ok((name, export)) => {
                     reply(out, option, REP_ACK, &[]);
                     if option == INFO {
@@ -109,6 +109,60 @@ impl Handshake {
         Event::Done(agreed)
     }
 
+    /// INFO and GO up to the ACK.
+    fn info<'a>(
+        &self,
+        option: u32,
+        data: &'a [u8],
+        exports: &dyn Exports,
+        out: &mut Vec<u8>,
+    ) -> Result<(&'a str, Export), Refused> {
+        let mut fields = Fields(data);
+        let name = fields.string()?;
+        let count = fields.u16()?;
+        let (wanted, rest) = fields.0.as_chunks::<2>();
+        if wanted.len() != usize::from(count) || !rest.is_empty() {
+            return Err((
+                ERR_INVALID,
+                "the information requests do not fill the option",
+            ));
+        }
+        let export = self
+            .find(name, exports)
+            .ok_or((ERR_UNKNOWN, "no such export"))?;
+        let wants = |kind: u16| wanted.iter().any(|w| u16::from_be_bytes(*w) == kind);
+        let mut say = |kind: u16, parts: [&[u8]; 3]| {
+            let [a, b, c] = parts;
+            reply(out, option, REP_INFO, &[&kind.to_be_bytes(), a, b, c]);
+        };
+        let size = export.size.to_be_bytes();
+        say(INFO_EXPORT, [&size, &export.flags.0.to_be_bytes(), &[]]);
+        if wants(INFO_NAME) {
+            say(INFO_NAME, [export.name.as_bytes(), &[], &[]]);
+        }
+        if wants(INFO_DESCRIPTION) && !export.description.is_empty() {
+            say(INFO_DESCRIPTION, [export.description.as_bytes(), &[], &[]]);
+        }
+        if wants(INFO_BLOCK_SIZE) {
+            let min = export.block_min.to_be_bytes();
+            let preferred = export.block_preferred.to_be_bytes();
+            say(
+                INFO_BLOCK_SIZE,
+                [&min, &preferred, &PAYLOAD_MAX.to_be_bytes()],
+            );
+        }
+        Ok((name, export))
+    }
+
+    /// The export as this client will have it: DF goes with structured replies.
+    fn find(&self, name: &str, exports: &dyn Exports) -> Option<Export> {
+        let mut export = exports.find(name)?;
+        if self.structured {
+            export.flags = export.flags | TransmissionFlags::SEND_DF;
+        }
+        Some(export)
+    }
+
     fn starttls(&self, data: &[u8]) -> Result<(), Refused> {
         match self.tls {
             Tls::Absent => Err((ERR_UNSUP, "this server has no TLS")),
@@ -128,48 +182,6 @@ fn list(data: &[u8], exports: &dyn Exports, out: &mut Vec<u8>) -> Result<(), Ref
         reply(out, LIST, REP_SERVER, &[&len, name.as_bytes()]);
     }
     Ok(())
-}
-
-/// INFO and GO up to the ACK.
-fn info<'a>(
-    option: u32,
-    data: &'a [u8],
-    exports: &dyn Exports,
-    out: &mut Vec<u8>,
-) -> Result<(&'a str, Export), Refused> {
-    let mut fields = Fields(data);
-    let name = fields.string()?;
-    let count = fields.u16()?;
-    let (wanted, rest) = fields.0.as_chunks::<2>();
-    if wanted.len() != usize::from(count) || !rest.is_empty() {
-        return Err((
-            ERR_INVALID,
-            "the information requests do not fill the option",
-        ));
-    }
-    let export = exports.find(name).ok_or((ERR_UNKNOWN, "no such export"))?;
-    let wants = |kind: u16| wanted.iter().any(|w| u16::from_be_bytes(*w) == kind);
-    let mut say = |kind: u16, parts: [&[u8]; 3]| {
-        let [a, b, c] = parts;
-        reply(out, option, REP_INFO, &[&kind.to_be_bytes(), a, b, c]);
-    };
-    let size = export.size.to_be_bytes();
-    say(INFO_EXPORT, [&size, &export.flags.0.to_be_bytes(), &[]]);
-    if wants(INFO_NAME) {
-        say(INFO_NAME, [export.name.as_bytes(), &[], &[]]);
-    }
-    if wants(INFO_DESCRIPTION) && !export.description.is_empty() {
-        say(INFO_DESCRIPTION, [export.description.as_bytes(), &[], &[]]);
-    }
-    if wants(INFO_BLOCK_SIZE) {
-        let min = export.block_min.to_be_bytes();
-        let preferred = export.block_preferred.to_be_bytes();
-        say(
-            INFO_BLOCK_SIZE,
-            [&min, &preferred, &PAYLOAD_MAX.to_be_bytes()],
-        );
-    }
-    Ok((name, export))
 }
 
 /// A string of the protocol.

@@ -3,7 +3,7 @@
 
 use super::wire::*;
 use super::*;
-use crate::Export;
+use crate::codec::TransmissionFlags;
 use proptest::prelude::*;
 
 struct Shelf;
@@ -165,6 +165,11 @@ fn go_gives_the_export_its_sizes_and_what_was_agreed() {
     assert_eq!(
         infos[0][..10],
         [&[0, 0][..], &(1u64 << 30).to_be_bytes()].concat()
+    );
+    let told = u16::from_be_bytes([infos[0][10], infos[0][11]]);
+    assert_eq!(
+        told, agreed.export.flags.0,
+        "clients go by what the reply says"
     );
     assert_eq!(infos[1], b"\0\x01vm1");
     assert_eq!(infos[2], b"\0\x02a disk");
