@@ -88,6 +88,32 @@ pub struct Request {
 }
 
 impl Request {
+    /// The same request for another server, under a cookie of ours.
+    #[must_use]
+    pub fn header(&self, cookie: Cookie) -> RequestHeader {
+        use CommandFlags as F;
+        let when = |on, flag| if on { flag } else { F::NONE };
+        let (command, flags) = match self.op {
+            Op::Read { df } => (Command::Read, when(df, F::DF)),
+            Op::Write => (Command::Write, F::NONE),
+            Op::Flush => (Command::Flush, F::NONE),
+            Op::Trim => (Command::Trim, F::NONE),
+            Op::Cache => (Command::Cache, F::NONE),
+            Op::Zero { no_hole, fast } => (
+                Command::WriteZeroes,
+                when(no_hole, F::NO_HOLE) | when(fast, F::FAST_ZERO),
+            ),
+            Op::BlockStatus { one } => (Command::BlockStatus, when(one, F::REQ_ONE)),
+        };
+        RequestHeader {
+            flags: flags | when(self.fua, F::FUA),
+            command,
+            cookie,
+            offset: self.offset,
+            len: self.len,
+        }
+    }
+
     /// What to give back to [`Session::release`] once the reply has been sent.
     #[must_use]
     pub const fn charge(&self) -> Charge {

@@ -158,6 +158,13 @@ proptest! {
         h.flags = CommandFlags(flags);
         let mut input = &h.encode()[..];
         if let Step::Request(r) = session.next(&mut input) {
+            let mut other = Session::new(&agreed(true));
+            let again = Request { cookie: Cookie(1), ..r };
+            prop_assert_eq!(
+                other.next(&mut &r.header(Cookie(1)).encode()[..]),
+                Step::Request(again),
+                "forwarded, it is the same request"
+            );
             prop_assert!(r.offset.checked_add(u64::from(r.len)).unwrap() <= SIZE);
             prop_assert!(r.len > 0 || r.op == Op::Flush);
             prop_assert!(r.charge().0 <= PAYLOAD_MAX);

@@ -1,6 +1,7 @@
 //! Everybody else's clients against our protocol: what they make of the handshake, of holes,
 //! extents, errors and large requests. A tool that is not installed is named and passed over.
 
+use crate::scratch::Scratch;
 use crate::server::{Disk, Server};
 use std::process::Command;
 
@@ -42,39 +43,11 @@ fn image() -> Vec<u8> {
     bytes
 }
 
-fn scratch(name: &str, content: &[u8]) -> (tempdir::Dir, String) {
-    let dir = tempdir::Dir::new();
+fn scratch(name: &str, content: &[u8]) -> (Scratch, String) {
+    let dir = Scratch::new();
     let path = dir.path(name);
     std::fs::write(&path, content).unwrap();
     (dir, path)
-}
-
-mod tempdir {
-    use std::path::PathBuf;
-
-    /// A directory that goes when the test does.
-    pub struct Dir(PathBuf);
-
-    impl Dir {
-        pub fn new() -> Dir {
-            let unique = std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .unwrap()
-                .as_nanos();
-            let dir = std::env::temp_dir().join(format!("forerun-nbd-{unique}"));
-            std::fs::create_dir(&dir).unwrap();
-            Dir(dir)
-        }
-        pub fn path(&self, name: &str) -> String {
-            self.0.join(name).to_str().unwrap().to_owned()
-        }
-    }
-
-    impl Drop for Dir {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
 }
 
 #[test]
@@ -285,7 +258,7 @@ assert not h.can_meta_context("x-unknown:context")
 assert h.get_structured_replies_negotiated()
 h.shutdown()
 "#,
-        server.socket().display()
+        server.socket
     );
     run("nbdsh", &["-c", &script]);
 }
@@ -310,7 +283,7 @@ assert h.pread(65536, 100) == b"z" * 65536
 assert not h.can_flush() and not h.can_trim()
 h.shutdown()
 "#,
-        server.socket().display()
+        server.socket
     );
     run("nbdsh", &["-c", &script]);
 }

@@ -6,9 +6,9 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::ops::Range;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use crate::scratch::Scratch;
 use nbd::accept::{Accepted, HANDSHAKE_DEADLINE, accept};
 use nbd::codec::{REPLY_HEAD_MAX, TransmissionFlags};
 use nbd::session::{Answer, Op, Request, Session, Step};
@@ -111,25 +111,23 @@ pub struct Server {
     pub disk: Arc<Disk>,
     pub unix: String,
     pub tcp: String,
-    socket: PathBuf,
+    pub socket: String,
+    _scratch: Scratch,
 }
 
 impl Server {
     pub fn start(disk: Disk) -> Server {
         let disk = Arc::new(disk);
-        let nonce = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap()
-            .as_nanos();
-        let name = format!("forerun-nbd-{}-{nonce}.sock", std::process::id());
-        let socket = std::env::temp_dir().join(name);
+        let scratch = Scratch::new();
+        let socket = scratch.path("nbd.sock");
         let unix = UnixListener::bind(&socket).unwrap();
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = Server {
-            unix: format!("nbd+unix:///disk?socket={}", socket.display()),
+            unix: format!("nbd+unix:///disk?socket={socket}"),
             tcp: format!("nbd://{}/disk", tcp.local_addr().unwrap()),
             disk: Arc::clone(&disk),
             socket,
+            _scratch: scratch,
         };
         let shelf = Arc::clone(&disk);
         std::thread::spawn(move || {
@@ -165,16 +163,6 @@ impl Server {
             }
         });
         server
-    }
-
-    pub fn socket(&self) -> &Path {
-        &self.socket
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.socket);
     }
 }
 
