@@ -23,13 +23,6 @@ pub(crate) struct FlushGroup {
     finished: u64,
 }
 
-/// What a finished round means to those who counted on it.
-#[derive(Debug)]
-pub(crate) struct Finished {
-    /// Requests to answer.
-    pub(crate) requests: Fifo,
-}
-
 impl FlushGroup {
     /// A volume whose image may hold writes of an earlier process that nobody has synced.
     pub(crate) fn new() -> FlushGroup {
@@ -71,11 +64,6 @@ impl FlushGroup {
         self.finished
     }
 
-    /// Number of the round that runs or was the last to.
-    pub(crate) fn begun(&self) -> u64 {
-        self.begun
-    }
-
     /// Whether a round should begin now.
     pub(crate) fn is_due(&self) -> bool {
         !self.is_running() && (self.wanted || !self.next.is_empty())
@@ -92,41 +80,31 @@ impl FlushGroup {
         self.mirror_running = mirror;
     }
 
-    /// The image's sync succeeded.
-    pub(crate) fn image_synced(&mut self) -> Option<Finished> {
+    /// The image's sync succeeded: if that ends the round, the requests to answer.
+    pub(crate) fn image_synced(&mut self) -> Option<Fifo> {
         assert!(self.image_running, "no image sync was asked for");
         self.image_running = false;
         self.finish()
     }
 
     /// The mirror's sync succeeded, or there is no mirror any more.
-    pub(crate) fn mirror_flushed(&mut self) -> Option<Finished> {
+    pub(crate) fn mirror_flushed(&mut self) -> Option<Fifo> {
         if !std::mem::take(&mut self.mirror_running) {
             return None;
         }
         self.finish()
     }
 
-    /// Give up: everybody who waits, to be told so.
-    pub(crate) fn abandon(&mut self) -> [Fifo; 2] {
-        self.image_running = false;
-        self.mirror_running = false;
-        self.wanted = false;
-        [self.covered.take(), self.next.take()]
-    }
-
     fn is_running(&self) -> bool {
         self.image_running || self.mirror_running
     }
 
-    fn finish(&mut self) -> Option<Finished> {
+    fn finish(&mut self) -> Option<Fifo> {
         if self.is_running() {
             return None;
         }
         self.finished = self.begun;
-        Some(Finished {
-            requests: self.covered.take(),
-        })
+        Some(self.covered.take())
     }
 }
 
@@ -149,11 +127,11 @@ mod tests {
         group.join(&mut links, RequestId(2));
         assert!(!group.is_due(), "one at a time");
         let done = group.image_synced().unwrap();
-        assert_eq!(drain(done.requests, &mut links), [0, 1]);
+        assert_eq!(drain(done, &mut links), [0, 1]);
         assert!(group.is_due());
         group.begin(false);
         let done = group.image_synced().unwrap();
-        assert_eq!(drain(done.requests, &mut links), [2]);
+        assert_eq!(drain(done, &mut links), [2]);
         assert!(group.is_clean());
     }
 

@@ -1,17 +1,18 @@
 //! The guest's side of the volume: from a request to its answer.
 //!
 //! ```text
-//!  submit ─► open? ─► pace ─► order ─► mark dirty ─► issue ─► complete ─► FUA: flush group ─► reply
-//!              │        │       │                      └─► mirror ─► mirrored ─┘
-//!            held     paced  waits for earlier
-//!          (frozen,          writes it overlaps
-//!         not owner)
+//!  submit ─► open? ─► pace ─► order ─► intent ─► save old ─► mark ─► issue ─► complete ─► FUA ─► reply
+//!              │        │       │         │          │               └► mirror ► mirrored ┘   (flush
+//!            held     paced  earlier    commit    copy before                                  group)
+//!          (frozen,          overlapping  of the   write, for a
+//!         not owner)         writes     metadata   live snapshot
 //! ```
 //!
 //! A write is marked dirty and counted into its epoch when it is issued, not when it arrives: what
 //! still waits at a rotation belongs to the next epoch, and nobody has had an answer to it.
 
 use crate::errno::{EINVAL, EIO, ENOSPC, EPERM};
+use crate::fifo::Fifo;
 use crate::request::{Action, Admission, Completion, Op, Outcome, Request, RequestId};
 use crate::volume::Volume;
 use block::{BLOCK_BYTES, Epoch, Nanos, Span};
@@ -27,6 +28,10 @@ pub(crate) enum Stage {
     Paced,
     /// Waits for earlier writes that it overlaps.
     Order,
+    /// Waits for its areas' intents to be durable.
+    Intent,
+    /// Waits for the old content of its blocks to be saved.
+    Save,
     /// The image I/O is under way, or the mirror's answer is outstanding.
     Issued,
     /// Waits for a round of the flush group.
@@ -42,7 +47,7 @@ pub(crate) struct Slot {
     pub(crate) fua: bool,
     pub(crate) stage: Stage,
     /// The image's part is outstanding.
-    image: bool,
+    pub(crate) image: bool,
     /// The mirror's part is outstanding.
     pub(crate) mirror: bool,
     result: Outcome,
@@ -171,7 +176,27 @@ impl Volume {
     /// Take a write as far as it can go; true if it is to be issued now.
     pub(crate) fn advance(&mut self, id: RequestId) -> bool {
         let slot = &mut self.slots[id.index()];
-        slot.epoch = self.epochs.issue(slot.span.blocks());
+        let blocks = slot.span.blocks();
+        if !self.epochs.cursors.is_empty()
+            && let Some(meta) = &mut self.meta
+            && !meta.intents.cover(blocks)
+        {
+            slot.stage = Stage::Intent;
+            self.unintended.push(&mut self.links, id);
+            return false;
+        }
+        if !self.epochs.live.is_empty() {
+            let wait = self
+                .saves
+                .must_wait(&self.epochs.live, blocks, &mut self.actions);
+            self.epochs.live.retain(|l| !l.snapshot.is_overrun());
+            if wait {
+                slot.stage = Stage::Save;
+                self.unsaved.push(&mut self.links, id);
+                return false;
+            }
+        }
+        slot.epoch = self.epochs.issue(blocks);
         slot.stage = Stage::Issued;
         slot.image = true;
         slot.mirror = self.mirror.is_some();
@@ -188,7 +213,7 @@ impl Volume {
             return self.answer(now, id, Err(EIO));
         }
         self.flush.wrote();
-        self.epochs.complete(slot.epoch, &mut self.actions);
+        let settled = self.epochs.complete(slot.epoch);
         let mut freed = std::mem::take(&mut self.freed);
         self.order.leave(id, &mut freed);
         for next in freed.drain(..) {
@@ -197,6 +222,10 @@ impl Volume {
             }
         }
         self.freed = freed;
+        if settled {
+            self.announce();
+            self.wake_saves();
+        }
         if slot.fua && slot.result.is_ok() {
             self.slots[id.index()].stage = Stage::Flush;
             self.flush.join(&mut self.links, id);
@@ -206,17 +235,50 @@ impl Volume {
     }
 
     /// The last step of an admitted request.
-    pub(crate) fn answer(&mut self, _now: Nanos, id: RequestId, result: Outcome) -> Completion {
+    pub(crate) fn answer(&mut self, now: Nanos, id: RequestId, result: Outcome) -> Completion {
         self.admitted -= 1;
+        let slot = &mut self.slots[id.index()];
+        let stepped_down = self
+            .meta
+            .as_ref()
+            .is_some_and(|m| !m.superblock.role.is_owner());
         let completion = if self.poisoned {
-            self.slots[id.index()] = Slot::FREE;
+            *slot = Slot::FREE;
             Completion::Reply(Err(EIO))
+        } else if stepped_down {
+            // Another node owns the volume since: only it can say what this request finds there.
+            slot.stage = Stage::Gate;
+            self.held.push(&mut self.links, id);
+            Completion::Held
         } else {
-            self.slots[id.index()] = Slot::FREE;
+            *slot = Slot::FREE;
             Completion::Reply(result)
         };
         self.notice_drained();
+        if stepped_down {
+            self.release(now);
+        }
         completion
+    }
+
+    /// A commit of the metadata has ended: let writes go whose intents are durable.
+    pub(crate) fn wake_intents(&mut self) {
+        let waiting = self.unintended.take();
+        self.wake(waiting);
+    }
+
+    /// Old content was saved, or is not needed any more.
+    pub(crate) fn wake_saves(&mut self) {
+        let waiting = self.unsaved.take();
+        self.wake(waiting);
+    }
+
+    fn wake(&mut self, mut waiting: Fifo) {
+        while let Some(id) = waiting.pop(&mut self.links) {
+            if self.advance(id) {
+                self.actions.push_back(Action::Issue(id));
+            }
+        }
     }
 
     /// As [`Volume::answer`], for a request whose completion nobody is waiting to be told.

@@ -15,26 +15,34 @@
 //! mover that ships it. Nothing is allocated between `submit` and `complete` of a write to a page
 //! that is dirty already, and no queue grows past the request slab.
 
-#![allow(dead_code)] // the control calls that use the rest land next
-
 mod area;
 mod budget;
+mod cursor;
 mod epoch;
 pub mod errno;
 mod fifo;
 mod flush;
 mod gate;
+mod intent;
 mod map;
+mod meta;
 mod order;
+mod own;
+mod ownership;
 mod pace;
 mod request;
+mod save;
 mod snapshot;
 mod sync;
+mod track;
 mod volume;
 
 pub use area::AreaSet;
 pub use budget::Budget;
+pub use cursor::{CURSORS_MAX, CheckpointName, Cursor, CursorName, Start};
 pub use map::{DirtyMap, blocks_of};
+pub use meta::{Identity, meta_bytes};
+pub use ownership::Role;
 pub use request::{
     Action, Admission, Completion, Control, META_PAGE_BYTES, Op, Outcome, Request, RequestId,
     SaveTicket,

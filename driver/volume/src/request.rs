@@ -133,6 +133,8 @@ pub enum Action {
         /// What to read.
         extent: Extent,
     },
+    /// The volume's record is durable and believed: an owner's gate is open.
+    Opened,
     /// The snapshot's blocks may be read now.
     Settled(Arc<Snapshot>),
     /// Frozen, and nothing is in flight.

@@ -45,7 +45,7 @@ pub struct Snapshot {
     maps: Vec<Arc<DirtyMap>>,
     /// The replica has nothing yet: every block is pending and suspect.
     whole: bool,
-    mirrored: bool,
+    mirrored: AtomicBool,
     blocks: u64,
     total: OnceLock<u64>,
     /// One page a region, made when the first block of the region is shipped. With no memory left
@@ -76,7 +76,7 @@ impl Snapshot {
             epoch,
             maps,
             whole,
-            mirrored,
+            mirrored: AtomicBool::new(mirrored),
             blocks,
             total: OnceLock::new(),
             shipped: (0..regions).map(|_| OnceLock::new()).collect(),
@@ -99,7 +99,7 @@ impl Snapshot {
     /// read and ship: the epoch only needs committing.
     #[must_use]
     pub fn is_mirrored(&self) -> bool {
-        self.mirrored
+        self.mirrored.load(Ordering::Acquire)
     }
 
     /// Every write of the epoch has completed; before that nobody may read its blocks.
@@ -241,6 +241,13 @@ impl Snapshot {
     /// Gate: the last write of the epoch has completed.
     pub(crate) fn settle(&self) {
         self.settled.store(true, Ordering::Release);
+    }
+
+    /// Gate: the mirror broke. If writes of the epoch were still unconfirmed, ship it all.
+    pub(crate) fn mirror_broke(&self) {
+        if !self.is_settled() {
+            self.mirrored.store(false, Ordering::Release);
+        }
     }
 
     fn frozen(&self, w: u64) -> u64 {

@@ -6,10 +6,22 @@ use crate::fifo::{Fifo, Links};
 use crate::flush::FlushGroup;
 use crate::gate::{Slot, Stage};
 use crate::order::Order;
+use crate::own::{AfterSync, Meta};
 use crate::pace::Pace;
-use crate::request::{Action, Outcome, RequestId};
-use block::{Epoch, Nanos};
+use crate::request::{Action, Control, Outcome, RequestId, SaveTicket};
+use crate::save::Saves;
+use crate::track::Mirror;
+use block::{AlignedBuf, Epoch, Nanos};
 use std::collections::VecDeque;
+use std::time::Duration;
+
+/// How long maps and intents that all replicas have passed may wait for a guest's flush before the
+/// volume syncs the image itself in order to forget them.
+const LINGER: Duration = Duration::from_secs(5);
+/// Least time between two clearings of intents. A hot area costs one metadata commit after each.
+pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// Most requests that one volume may have in flight or held.
+pub const REQUESTS_MAX: u32 = 16_384;
 
 /// What the engine decides about a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,9 +38,6 @@ pub struct Config {
     pub read_only: bool,
 }
 
-/// Most requests that one volume may have in flight or held.
-pub const REQUESTS_MAX: u32 = 16_384;
-
 /// A volume, as one shard holds it. See the crate's description.
 #[derive(Debug)]
 pub struct Volume {
@@ -42,18 +51,34 @@ pub struct Volume {
     pub(crate) frozen: bool,
     /// Somebody waits to hear that nothing is in flight.
     draining: bool,
+    /// Closed in order; shut for good.
+    pub(crate) closed: bool,
     pub(crate) poisoned: bool,
     /// Requests between admission and answer.
     pub(crate) admitted: u32,
     pub(crate) held: Fifo,
     pub(crate) paced: Fifo,
+    /// Writes that wait for an intent.
+    pub(crate) unintended: Fifo,
+    /// Writes that wait for old content to be saved.
+    pub(crate) unsaved: Fifo,
     pub(crate) pace: Option<Pace>,
     pub(crate) order: Order,
     /// Kept between calls so that releasing allocates nothing.
     pub(crate) freed: Vec<RequestId>,
     pub(crate) flush: FlushGroup,
     pub(crate) epochs: Epochs,
-    pub(crate) mirror: Option<()>,
+    pub(crate) saves: Saves,
+    pub(crate) mirror: Option<Mirror>,
+    pub(crate) meta: Option<Meta>,
+    /// What to record when that round of the flush group has ended.
+    pub(crate) after_sync: Option<(u64, AfterSync, Control)>,
+    /// The epoch that all cursors had durably passed when the running round began.
+    round_safe: Option<Epoch>,
+    /// The same for the last round that ended.
+    safe: Option<Epoch>,
+    /// Since when there is something to forget that waits for a round.
+    passed_at: Option<Nanos>,
     pub(crate) actions: VecDeque<Action>,
 }
 
@@ -62,28 +87,39 @@ impl Volume {
     /// checkpoint, and after a crash there is nothing to recover.
     #[must_use]
     pub fn ephemeral(config: Config) -> Volume {
-        assert!(
-            config.max_requests <= REQUESTS_MAX,
-            "more than REQUESTS_MAX"
-        );
+        let epochs = Epochs::new(config.size, Epoch(1));
+        Volume::new(config, epochs, None)
+    }
+
+    pub(crate) fn new(config: Config, epochs: Epochs, meta: Option<Meta>) -> Volume {
         let n = config.max_requests;
+        assert!(n <= REQUESTS_MAX, "more than REQUESTS_MAX");
         Volume {
             slots: vec![Slot::FREE; n as usize],
             links: Links::new(n),
-            open: true,
+            open: meta.is_none(),
             forwarding: false,
             frozen: false,
             draining: false,
+            closed: false,
             poisoned: false,
             admitted: 0,
             held: Fifo::new(),
             paced: Fifo::new(),
+            unintended: Fifo::new(),
+            unsaved: Fifo::new(),
             pace: None,
             order: Order::new(n, config.align),
             freed: Vec::with_capacity(n as usize),
             flush: FlushGroup::new(),
-            epochs: Epochs::new(config.size, Epoch(1)),
+            epochs,
+            saves: Saves::default(),
             mirror: None,
+            meta,
+            after_sync: None,
+            round_safe: None,
+            safe: None,
+            passed_at: None,
             actions: VecDeque::with_capacity(2 * n as usize + 64),
             config,
         }
@@ -104,11 +140,18 @@ impl Volume {
     /// The next thing to do. Drain it after each batch of calls: a sync begins here, so that all
     /// flushes of a batch share it.
     pub fn poll(&mut self) -> Option<Action> {
-        if self.actions.is_empty() && self.flush.is_due() && !self.poisoned {
-            self.flush.begin(self.mirror.is_some());
-            self.actions.push_back(Action::SyncImage);
-            if self.mirror.is_some() {
-                self.actions.push_back(Action::MirrorFlush);
+        if self.actions.is_empty() && !self.poisoned {
+            if self.flush.is_due() {
+                self.round_safe = self.oldest_cursor();
+                self.flush.begin(self.mirror.is_some());
+                self.actions.push_back(Action::SyncImage);
+                if self.mirror.is_some() {
+                    self.actions.push_back(Action::MirrorFlush);
+                }
+            }
+            if let Some(meta) = &mut self.meta {
+                let (superblock, intents) = (&meta.superblock, &mut meta.intents);
+                meta.store.begin(superblock, intents, &mut self.actions);
             }
         }
         self.actions.pop_front()
@@ -117,13 +160,19 @@ impl Volume {
     /// When to call [`Volume::tick`], if nothing else happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Nanos> {
-        let pace = self.pace.as_ref()?;
-        (self.open && !self.paced.is_empty()).then(|| pace.ready_at())
+        let paced = self.open && !self.paced.is_empty();
+        let pace = self.pace.as_ref().filter(|_| paced).map(Pace::ready_at);
+        let linger = self.passed_at.map(|at| at + LINGER);
+        pace.into_iter().chain(linger).min()
     }
 
     /// Time has passed.
     pub fn tick(&mut self, now: Nanos) {
         self.release_paced(now);
+        if self.passed_at.is_some_and(|at| now >= at + LINGER) {
+            self.passed_at = None;
+            self.flush.want();
+        }
     }
 
     /// The answer to [`Action::SyncImage`]. A failure poisons the volume.
@@ -135,8 +184,18 @@ impl Volume {
             return self.poison();
         }
         if let Some(done) = self.flush.image_synced() {
-            self.flushed(now, done.requests);
+            self.flushed(now, done);
         }
+    }
+
+    /// The answer to [`Action::SaveOld`]: the blocks' content, or why it cannot be read.
+    pub fn saved(&mut self, ticket: SaveTicket, content: Result<AlignedBuf, i32>) {
+        if self.poisoned {
+            return;
+        }
+        self.saves.saved(ticket, content);
+        self.epochs.live.retain(|l| !l.snapshot.is_overrun());
+        self.wake_saves();
     }
 
     /// Hold new requests; [`Action::Drained`] comes when nothing is in flight.
@@ -166,7 +225,10 @@ impl Volume {
 
     /// Open the gate if nothing speaks against it.
     pub(crate) fn reopen(&mut self, now: Nanos) {
-        self.open = !self.frozen && !self.poisoned && !self.forwarding;
+        let owner = |m: &Meta| m.is_believed() && m.superblock.role.is_owner();
+        self.open = self.meta.as_ref().is_none_or(owner)
+            && self.after_sync.is_none()
+            && !(self.frozen || self.poisoned || self.forwarding || self.closed);
         self.release(now);
     }
 
@@ -177,10 +239,32 @@ impl Volume {
         }
     }
 
+    /// A round of the flush group has ended.
     pub(crate) fn flushed(&mut self, now: Nanos, mut requests: Fifo) {
         while let Some(id) = requests.pop(&mut self.links) {
             self.answer_later(now, id, Ok(()));
         }
+        self.safe = self.round_safe;
+        self.forget_passed(now, self.safe);
+        if self.safe >= self.oldest_cursor() {
+            self.passed_at = None;
+        }
+        let finished = self.flush.finished();
+        if let Some((_, record, control)) = self.after_sync.take_if(|(n, ..)| *n <= finished) {
+            self.record(now, record, control);
+        }
+    }
+
+    /// The metadata was committed: begin to wait for a guest's flush if cursors moved.
+    pub(crate) fn notice_passed(&mut self, now: Nanos) {
+        if self.oldest_cursor() > self.safe && self.passed_at.is_none() {
+            self.passed_at = Some(now);
+        }
+    }
+
+    /// The oldest cursor that the disk knows.
+    fn oldest_cursor(&self) -> Option<Epoch> {
+        self.meta.as_ref().and_then(|m| m.store.oldest_cursor())
     }
 
     /// Nothing is known about durability any more: answer everybody EIO, now and for good.
@@ -188,23 +272,32 @@ impl Volume {
         self.poisoned = true;
         self.open = false;
         self.forwarding = false;
-        self.flush.abandon();
-        self.held.take();
-        self.paced.take();
+        self.mirror = None;
+        self.passed_at = None;
+        for queue in [
+            &mut self.held,
+            &mut self.paced,
+            &mut self.unintended,
+            &mut self.unsaved,
+        ] {
+            queue.take();
+        }
+        self.flush = FlushGroup::new();
         self.links = Links::new(self.config.max_requests);
         for (i, slot) in self.slots.iter_mut().enumerate() {
-            if matches!(
-                slot.stage,
-                Stage::Gate | Stage::Paced | Stage::Order | Stage::Flush
-            ) {
-                if matches!(slot.stage, Stage::Order | Stage::Flush) {
-                    self.admitted -= 1;
-                }
-                *slot = Slot::FREE;
-                let id = RequestId(i as u32);
-                self.actions.push_back(Action::Reply(id, Err(EIO)));
-            }
+            let admitted = match slot.stage {
+                Stage::Gate | Stage::Paced => false,
+                Stage::Order | Stage::Intent | Stage::Save | Stage::Flush => true,
+                // The image's part has ended and the mirror's answer does not matter any more.
+                Stage::Issued if !slot.image => true,
+                Stage::Free | Stage::Issued | Stage::Forwarded => continue,
+            };
+            self.admitted -= u32::from(admitted);
+            *slot = Slot::FREE;
+            let id = RequestId(i as u32);
+            self.actions.push_back(Action::Reply(id, Err(EIO)));
         }
+        self.fail_controls();
         self.actions.push_back(Action::Poisoned);
     }
 }

@@ -1,0 +1,450 @@
+//! Control calls about the volume's life: create, open, ownership, close.
+
+use crate::area::AreaSet;
+use crate::epoch::Epochs;
+use crate::errno::EIO;
+use crate::intent::Intents;
+use crate::meta::superblock;
+use crate::meta::{Identity, Store, Superblock};
+use crate::ownership::{Role, Step, fenced};
+use crate::request::{Action, Control, Outcome};
+use crate::track::EPOCHS_RESERVED;
+use crate::volume::{Config, Volume};
+use block::{AREA_BYTES, Epoch, Error, ErrorKind, Generation, Nanos, NodeName, Result, VolumeId};
+
+/// Control calls that may wait for the disk at a time: each comes from a mover or an operator.
+const CONTROLS_MAX: usize = 64;
+
+/// The durable side of a volume.
+#[derive(Debug)]
+pub(crate) struct Meta {
+    pub(crate) store: Store,
+    pub(crate) intents: Intents,
+    pub(crate) superblock: Superblock,
+    /// Calls to answer when the superblock of this version is durable.
+    waiting: Vec<(u64, Control)>,
+    last_control: u64,
+    /// The version that says what this node may do now. Until it is durable the gate is shut.
+    believed: u64,
+    announced: bool,
+    pub(crate) swept_at: Nanos,
+}
+
+/// A record to write as soon as everything in the image is durable.
+#[derive(Debug)]
+pub(crate) enum AfterSync {
+    Relinquish {
+        to: NodeName,
+        generation: Generation,
+        epoch: Epoch,
+    },
+    Close,
+}
+
+impl Meta {
+    fn new(superblock: Superblock, intents: Intents, store: Store) -> Meta {
+        Meta {
+            believed: store.version(),
+            store,
+            intents,
+            superblock,
+            waiting: Vec::new(),
+            last_control: 0,
+            announced: false,
+            swept_at: Nanos::ZERO,
+        }
+    }
+
+    /// The volume's role is on disk.
+    pub(crate) fn is_believed(&self) -> bool {
+        self.store.durable() >= self.believed
+    }
+}
+
+impl Volume {
+    /// Make a volume with metadata, owned by this node or waiting for a copy. Its metadata file,
+    /// [`crate::meta_bytes`] long, must be allocated. [`Action::Opened`] comes when it is durable.
+    pub fn create(config: Config, identity: Identity, role: Role) -> Result<Volume> {
+        if identity.image.len() > superblock::IMAGE_PATH_MAX {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "create volume {}: the image's path is longer than {} bytes",
+                    identity.name,
+                    superblock::IMAGE_PATH_MAX
+                ),
+            ));
+        }
+        let seen = match &role {
+            Role::Owner { generation, .. } | Role::Relinquished { generation, .. } => *generation,
+            Role::Standby => Generation(0),
+        };
+        let since = match &role {
+            Role::Owner { since, .. } => *since,
+            _ => Epoch(0),
+        };
+        let areas = config.size.div_ceil(AREA_BYTES);
+        let superblock = Superblock {
+            size: config.size,
+            role,
+            seen,
+            ceiling: Epoch(since.0 + EPOCHS_RESERVED),
+            cursors: Vec::new(),
+            clean: false,
+            identity,
+        };
+        let store = Store::create(superblock.identity.id, areas);
+        let epochs = Epochs::new(config.size, since.next());
+        let meta = Meta::new(superblock, Intents::new(areas), store);
+        Ok(Volume::new(config, epochs, Some(meta)))
+    }
+
+    /// Open a volume from its metadata file. `expect` is the identity that the node has on record, if
+    /// it has one; `config.size` is the size of the image as found. Requests are held until
+    /// [`Action::Opened`].
+    pub fn open(config: Config, expect: Option<VolumeId>, meta: &[u8]) -> Result<Volume> {
+        let found = superblock::find(meta)?;
+        let sb = &found.superblock;
+        let name = &sb.identity.name;
+        if let Some(id) = expect
+            && id != sb.identity.id
+        {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "open volume {name}: its metadata belongs to volume {}, not {id}; put the right \
+                     metadata file back, or import the image as a new volume",
+                    sb.identity.id
+                ),
+            ));
+        }
+        if config.size != sb.size {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "open volume {name}: the image has {} bytes, the volume {}; put the right image \
+                     back, or grow or shrink it back to {} bytes (`forerun volume resize` changes \
+                     both)",
+                    config.size, sb.size, sb.size
+                ),
+            ));
+        }
+        let areas = config.size.div_ceil(AREA_BYTES);
+        let mut intents = Intents::new(areas);
+        let store = Store::open(&found, meta, &mut intents, areas);
+        let mut superblock = found.superblock;
+        let mut epochs = Epochs::new(config.size, superblock.ceiling.next());
+        epochs.recover(superblock.cursors.clone(), intents.wanted().iter());
+        superblock.clean = false;
+        superblock.ceiling.0 += EPOCHS_RESERVED;
+        let meta = Meta::new(superblock, intents, store);
+        Ok(Volume::new(config, epochs, Some(meta)))
+    }
+
+    /// Who the volume is, if it has metadata.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Identity> {
+        self.meta.as_ref().map(|m| &m.superblock.identity)
+    }
+
+    /// What this node may do, as its record says (or will, once durable). A volume without metadata
+    /// is always its owner's.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        let owner = Role::Owner {
+            generation: Generation(0),
+            since: Epoch(0),
+        };
+        self.meta
+            .as_ref()
+            .map_or(owner, |m| m.superblock.role.clone())
+    }
+
+    /// The highest generation seen.
+    #[must_use]
+    pub fn seen(&self) -> Generation {
+        self.meta
+            .as_ref()
+            .map_or(Generation(0), |m| m.superblock.seen)
+    }
+
+    /// Areas that may differ from a replica, as of now.
+    #[must_use]
+    pub fn intents(&self) -> Option<&AreaSet> {
+        self.meta.as_ref().map(|m| m.intents.wanted())
+    }
+
+    /// A peer speaks with this generation. Durable before it is answered; an owner of a lower one
+    /// has been replaced: it steps down at once, and what it holds waits to be forwarded.
+    pub fn observe(&mut self, now: Nanos, generation: Generation) -> Result<Control> {
+        self.must_answer()?;
+        let meta = self.meta.as_mut().ok_or_else(no_meta)?;
+        let seen = meta.superblock.seen;
+        if generation < seen {
+            return Err(fenced("observe", generation, seen));
+        }
+        if generation == seen {
+            return self.control_at_current();
+        }
+        meta.superblock.seen = generation;
+        if meta.superblock.role.is_owner() {
+            meta.superblock.role = Role::Standby;
+            if let Some((.., control)) = self.after_sync.take() {
+                self.actions
+                    .push_back(Action::ControlDone(control, Err(EIO)));
+            }
+            self.mirror_off(now);
+            self.drop_live(|_| true);
+            self.epochs.cursors.clear();
+            self.reopen(now);
+        }
+        self.change()
+    }
+
+    /// Take the volume over in `generation`, with the content of `epoch`. Nothing may be in flight.
+    pub fn activate(&mut self, generation: Generation, epoch: Epoch) -> Result<Control> {
+        self.must_answer()?;
+        let meta = self.meta.as_mut().ok_or_else(no_meta)?;
+        let sb = &mut meta.superblock;
+        match sb.role.activate(sb.seen, generation, epoch)? {
+            Step::Again => return self.control_at_current(),
+            Step::Take => {}
+        }
+        if self.admitted > 0 {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("activate generation {generation}: I/O of a former ownership is in flight"),
+            ));
+        }
+        sb.role = Role::Owner {
+            generation,
+            since: epoch,
+        };
+        sb.seen = generation;
+        sb.ceiling = Epoch(epoch.0 + EPOCHS_RESERVED);
+        self.epochs.restart(epoch);
+        meta.intents.sweep(|_| false);
+        self.forwarding = false;
+        let control = self.change()?;
+        if let Some(meta) = &mut self.meta {
+            meta.believed = meta.store.version();
+        }
+        Ok(control)
+    }
+
+    /// Give the volume away: durably, once everything in the image is durable. Frozen and drained it
+    /// must be, and `to` must have committed `epoch`, the last. There is no way back.
+    pub fn relinquish(
+        &mut self,
+        to: &NodeName,
+        generation: Generation,
+        epoch: Epoch,
+    ) -> Result<Control> {
+        let meta = self.meta.as_ref().ok_or_else(no_meta)?;
+        let sb = &meta.superblock;
+        if sb.role.relinquish(sb.seen, to, generation, epoch)? == Step::Again {
+            return self.control_at_current();
+        }
+        let replica = crate::CursorName::Replica(to.clone());
+        let has = |c: &crate::Cursor| c.seeded && c.epoch == epoch;
+        if !self.epochs.cursor(&replica).is_some_and(has) || !self.epochs.is_clean_since(epoch) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "relinquish to {to}: it does not have everything as of epoch {epoch}; freeze, \
+                     rotate and commit first"
+                ),
+            ));
+        }
+        self.after_sync(AfterSync::Relinquish {
+            to: to.clone(),
+            generation,
+            epoch,
+        })
+    }
+
+    /// Send requests to the other node (true) or hold them (false). Only a node that is not the owner
+    /// can.
+    pub fn forward(&mut self, now: Nanos, on: bool) -> Result<()> {
+        let role = self.role();
+        if on && role.is_owner() {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("forward requests: this node is the volume's {role}"),
+            ));
+        }
+        self.forwarding = on && !self.poisoned;
+        self.release(now);
+        Ok(())
+    }
+
+    /// Record that everything is in order. Frozen and drained it must be; it stays shut.
+    pub fn close(&mut self) -> Result<Control> {
+        self.after_sync(AfterSync::Close)
+    }
+
+    /// The answer to [`Action::SyncMeta`]. A failure poisons the volume.
+    pub fn meta_synced(&mut self, now: Nanos, result: Outcome) {
+        if self.poisoned {
+            return;
+        }
+        if result.is_err() {
+            return self.poison();
+        }
+        let Some(meta) = &mut self.meta else { return };
+        meta.store.synced(&mut meta.intents);
+        let durable = meta.store.durable();
+        let done = meta.waiting.iter().filter(|(v, _)| *v <= durable);
+        let done = done.map(|(_, c)| Action::ControlDone(*c, Ok(())));
+        self.actions.extend(done);
+        meta.waiting.retain(|(v, _)| *v > durable);
+        if !meta.announced && meta.is_believed() {
+            meta.announced = true;
+            self.actions.push_back(Action::Opened);
+        }
+        if meta.store.oldest_cursor().is_none()
+            && self.epochs.cursors.is_empty()
+            && !meta.intents.wanted().is_empty()
+        {
+            // Nobody is left to differ from.
+            meta.intents.sweep(|_| false);
+            self.epochs.forget();
+        }
+        self.announce();
+        self.notice_passed(now);
+        self.wake_intents();
+        if !self.open {
+            self.reopen(now);
+        }
+    }
+
+    /// The superblock changed: a control call to be answered when that is durable.
+    pub(crate) fn change(&mut self) -> Result<Control> {
+        if let Some(meta) = &mut self.meta {
+            meta.superblock.cursors.clone_from(&self.epochs.cursors);
+            meta.superblock.clean = false;
+            meta.store.change();
+        }
+        self.control_at_current()
+    }
+
+    /// Answer when everything changed so far is durable.
+    fn control_at_current(&mut self) -> Result<Control> {
+        let control = self.new_control()?;
+        let meta = self.meta.as_mut().ok_or_else(no_meta)?;
+        let version = meta.store.version();
+        if version <= meta.store.durable() {
+            self.actions.push_back(Action::ControlDone(control, Ok(())));
+        } else {
+            meta.waiting.push((version, control));
+        }
+        Ok(control)
+    }
+
+    fn new_control(&mut self) -> Result<Control> {
+        self.must_answer()?;
+        let meta = self.meta.as_mut().ok_or_else(no_meta)?;
+        meta.last_control += 1;
+        Ok(Control(meta.last_control))
+    }
+
+    /// Refuse a control call that could not be answered.
+    pub(crate) fn must_answer(&self) -> Result<()> {
+        let meta = self.meta.as_ref().ok_or_else(no_meta)?;
+        if self.poisoned {
+            return Err(Error::new(
+                ErrorKind::Poisoned,
+                "an fdatasync failed and the volume has stopped: check the disk, then restart the \
+                 node",
+            ));
+        }
+        if meta.waiting.len() >= CONTROLS_MAX {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("{CONTROLS_MAX} control calls wait for the metadata already"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuse a control call that only an owner can carry out.
+    pub(crate) fn must_own(&self, what: &str) -> Result<()> {
+        self.must_answer()?;
+        let role = self.role();
+        if role.is_owner() && self.after_sync.is_none() && !self.closed {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::NotOwner,
+            format!("{what}: this node's part is {role}, or is being given up"),
+        ))
+    }
+
+    /// Write a record as soon as the whole image is durable; the gate stays shut from now on.
+    fn after_sync(&mut self, record: AfterSync) -> Result<Control> {
+        self.must_answer()?;
+        if !self.frozen || self.admitted > 0 || self.after_sync.is_some() {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                "relinquish or close: the volume is not frozen and drained, or is being closed",
+            ));
+        }
+        let control = self.new_control()?;
+        if self.flush.is_clean() {
+            self.record(Nanos::ZERO, record, control);
+        } else {
+            let round = self.flush.want();
+            self.after_sync = Some((round, record, control));
+        }
+        Ok(control)
+    }
+
+    /// The image is durable: write the record.
+    pub(crate) fn record(&mut self, now: Nanos, record: AfterSync, control: Control) {
+        self.mirror_off(now);
+        self.drop_live(|_| true);
+        let Some(meta) = &mut self.meta else { return };
+        match record {
+            AfterSync::Relinquish {
+                to,
+                generation,
+                epoch,
+            } => {
+                self.epochs.cursors.clear();
+                meta.superblock.seen = generation;
+                meta.superblock.role = Role::Relinquished {
+                    generation,
+                    to,
+                    epoch,
+                };
+            }
+            AfterSync::Close => {
+                self.closed = true;
+                let epochs = &self.epochs;
+                meta.intents.sweep(|a| epochs.touches(a));
+                meta.superblock.clean = true;
+            }
+        }
+        meta.superblock.cursors.clone_from(&self.epochs.cursors);
+        let version = meta.store.change();
+        meta.waiting.push((version, control));
+    }
+
+    /// The volume was poisoned: so answer everybody who waits for the metadata.
+    pub(crate) fn fail_controls(&mut self) {
+        let pending = self.after_sync.take().map(|(.., control)| control);
+        let waiting = self.meta.iter_mut().flat_map(|m| m.waiting.drain(..));
+        for control in waiting.map(|(_, c)| c).chain(pending) {
+            self.actions
+                .push_back(Action::ControlDone(control, Err(EIO)));
+        }
+    }
+}
+
+fn no_meta() -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        "this volume is served without metadata: it has no replicas, checkpoints or other owners; \
+         import it into a node to use those",
+    )
+}

@@ -1,0 +1,307 @@
+//! Control calls about tracking: cursors, rotations, commits, checkpoints, the mirror.
+//!
+//! ```text
+//!  add_cursor ► ControlDone ► (seed the replica) ► seeded
+//!  rotate ► Settled(snapshot) ► ship ► committed ► ControlDone     or abandon: nothing is lost
+//!  mirror_on ► Settled(the last increment), Mirror, MirrorFlush, ... ► rotate ► committed
+//! ```
+
+use crate::cursor::{CURSORS_MAX, Cursor, CursorName, Start};
+use crate::gate::Stage;
+use crate::request::{Action, Completion, Control, Outcome, RequestId};
+use crate::snapshot::Snapshot;
+use crate::sync::Arc;
+use crate::volume::Volume;
+use block::{Area, Block, Epoch, Error, ErrorKind, Extent, Nanos, Result};
+
+/// Epochs reserved at a time, so that a rotation need not wait for the superblock.
+pub(crate) const EPOCHS_RESERVED: u64 = 64;
+
+/// A mirror and what it covers.
+#[derive(Debug)]
+pub(crate) struct Mirror {
+    name: CursorName,
+    /// Every write of this epoch and later went to it.
+    from: Epoch,
+}
+
+impl Volume {
+    /// Begin to track what a replica or checkpoint lacks.
+    pub fn add_cursor(&mut self, name: CursorName, start: Start) -> Result<Control> {
+        self.must_own("add a cursor")?;
+        let refuse = |kind, why: String| Err(Error::new(kind, format!("track {name}: {why}")));
+        if self.epochs.cursor(&name).is_some() {
+            return refuse(ErrorKind::Exists, "it is tracked already".into());
+        }
+        if self.epochs.cursors.len() == CURSORS_MAX {
+            let why = format!("the volume has {CURSORS_MAX} replicas and checkpoints; remove one");
+            return refuse(ErrorKind::Busy, why);
+        }
+        let (epoch, seeded) = match start {
+            Start::At(e) if e.next() < self.epochs.tracked_from() || e >= self.epochs.open() => {
+                let why = format!("what changed since epoch {e} is not known; seed it instead");
+                return refuse(ErrorKind::NotFound, why);
+            }
+            Start::At(e) => (e, true),
+            Start::Now => {
+                let closed = self.close_epoch();
+                if self.epochs.cursors.is_empty() {
+                    self.epochs.forget();
+                }
+                // What is in flight may land after whoever begins here has read the image.
+                for id in self.order.iter() {
+                    let slot = &self.slots[id.index()];
+                    if slot.stage == Stage::Issued {
+                        self.epochs.mark(slot.span.blocks());
+                    }
+                }
+                (closed, matches!(name, CursorName::Checkpoint(_)))
+            }
+        };
+        if self.epochs.cursors.is_empty() {
+            self.intend_what_is_dirty();
+        }
+        self.epochs.cursors.push(Cursor {
+            name,
+            epoch,
+            seeded,
+        });
+        self.change()
+    }
+
+    /// Stop tracking for a replica or checkpoint. Its snapshot, if there is one, is overrun.
+    pub fn remove_cursor(&mut self, now: Nanos, name: &CursorName) -> Result<Control> {
+        self.must_own("remove a cursor")?;
+        self.must_have(name)?;
+        if self.mirror.as_ref().is_some_and(|m| m.name == *name) {
+            self.mirror_off(now);
+        }
+        self.drop_live(|l| l.name == *name);
+        self.epochs.cursors.retain(|c| c.name != *name);
+        self.change()
+    }
+
+    /// The replica's seeding is complete and durable there: from now on its snapshots hold only what
+    /// changed since its cursor began.
+    pub fn seeded(&mut self, name: &CursorName) -> Result<Control> {
+        self.must_own("finish seeding")?;
+        self.must_have(name)?;
+        if let Some(cursor) = self.epochs.cursor_mut(name) {
+            cursor.seeded = true;
+        }
+        self.change()
+    }
+
+    /// Close the open epoch and hand out what the replica lacks as of it. Read it after
+    /// [`Action::Settled`].
+    pub fn rotate(&mut self, name: &CursorName) -> Result<Arc<Snapshot>> {
+        self.must_own("rotate")?;
+        let cursor = self.must_have(name)?.epoch;
+        if self.epochs.live.iter().any(|l| l.name == *name) {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("rotate for {name}: its last snapshot is neither committed nor abandoned"),
+            ));
+        }
+        let mirrored = |m: &Mirror| m.name == *name && cursor.next() >= m.from;
+        let mirrored = self.mirror.as_ref().is_some_and(mirrored);
+        let closed = self.close_epoch();
+        let snapshot = self.epochs.snapshot(name, closed, mirrored);
+        self.announce();
+        Ok(snapshot)
+    }
+
+    /// The replica has durably committed the epoch of its snapshot.
+    pub fn committed(&mut self, name: &CursorName, epoch: Epoch) -> Result<Control> {
+        self.must_own("commit an epoch")?;
+        self.must_have(name)?;
+        let live = |l: &crate::epoch::Live| l.name == *name && l.snapshot.epoch() == epoch;
+        let good = |l: &crate::epoch::Live| l.announced && !l.snapshot.is_overrun();
+        if !self.epochs.live.iter().any(|l| live(l) && good(l)) {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("commit epoch {epoch} for {name}: its snapshot was abandoned or overrun"),
+            ));
+        }
+        self.epochs.live.retain(|l| !live(l));
+        if let Some(cursor) = self.epochs.cursor_mut(name) {
+            cursor.epoch = epoch;
+            cursor.seeded = true;
+        }
+        self.wake_saves();
+        self.change()
+    }
+
+    /// The replica did not get the epoch: all of it stays dirty for it.
+    pub fn abandon(&mut self, name: &CursorName, epoch: Epoch) {
+        self.drop_live(|l| l.name == *name && l.snapshot.epoch() == epoch);
+    }
+
+    /// The next extent at or after `from`, at most `max` blocks long, that changed since a
+    /// checkpoint was made (or that a replica lacks).
+    pub fn next_dirty(&self, name: &CursorName, from: Block, max: u64) -> Result<Option<Extent>> {
+        let cursor = self.must_have(name)?;
+        Ok(self.epochs.next_dirty(cursor, from, max))
+    }
+
+    /// The cursors, as last set.
+    #[must_use]
+    pub fn cursors(&self) -> &[Cursor] {
+        &self.epochs.cursors
+    }
+
+    /// The epoch into which writes go now.
+    #[must_use]
+    pub fn open_epoch(&self) -> Epoch {
+        self.epochs.open()
+    }
+
+    /// Bytes of memory that the dirty maps and snapshots hold.
+    #[must_use]
+    pub fn map_memory(&self) -> usize {
+        self.epochs.memory()
+    }
+
+    /// Send every write issued from now on to the replica as well, and answer it only when both have
+    /// it. The snapshot is the last ordinary increment; ship it beside.
+    pub fn mirror_on(&mut self, name: &CursorName) -> Result<Arc<Snapshot>> {
+        if let Some(m) = &self.mirror {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "mirror to {name}: the volume is mirrored for {} already",
+                    m.name
+                ),
+            ));
+        }
+        let snapshot = self.rotate(name)?;
+        self.mirror = Some(Mirror {
+            name: name.clone(),
+            from: self.epochs.open(),
+        });
+        Ok(snapshot)
+    }
+
+    /// The mirror answered a write. A failure turns the mirror off.
+    pub fn mirrored(&mut self, now: Nanos, id: RequestId, result: Outcome) {
+        if self.mirror.is_none() {
+            return;
+        }
+        if result.is_err() {
+            return self.mirror_off(now);
+        }
+        if std::mem::take(&mut self.slots[id.index()].mirror) {
+            self.mirror_part_ended(now, id);
+        }
+    }
+
+    /// The mirror answered [`Action::MirrorFlush`]. A failure turns the mirror off.
+    pub fn mirror_flushed(&mut self, now: Nanos, result: Outcome) {
+        if self.mirror.is_none() {
+            return;
+        }
+        if result.is_err() {
+            return self.mirror_off(now);
+        }
+        if let Some(done) = self.flush.mirror_flushed() {
+            self.flushed(now, done);
+        }
+    }
+
+    /// Stop mirroring. Writes that the mirror had not confirmed are answered when the image has them;
+    /// everything since the mirror was turned on is shipped as an ordinary increment.
+    pub fn mirror_off(&mut self, now: Nanos) {
+        if self.mirror.take().is_none() {
+            return;
+        }
+        self.actions.push_back(Action::MirrorOff);
+        for live in &self.epochs.live {
+            live.snapshot.mirror_broke();
+        }
+        for i in 0..self.slots.len() {
+            if std::mem::take(&mut self.slots[i].mirror) {
+                self.mirror_part_ended(now, RequestId(i as u32));
+            }
+        }
+        if let Some(done) = self.flush.mirror_flushed() {
+            self.flushed(now, done);
+        }
+    }
+
+    fn mirror_part_ended(&mut self, now: Nanos, id: RequestId) {
+        if !self.slots[id.index()].image
+            && let Completion::Reply(result) = self.wrote(now, id)
+        {
+            self.actions.push_back(Action::Reply(id, result));
+        }
+    }
+
+    /// Tell movers about snapshots that may be read now.
+    pub(crate) fn announce(&mut self) {
+        let ceiling = self.meta.as_ref().map_or(Epoch(0), |m| m.store.ceiling());
+        for live in &mut self.epochs.live {
+            let s = &live.snapshot;
+            if !live.announced && s.is_settled() && s.epoch() <= ceiling {
+                live.announced = true;
+                self.actions.push_back(Action::Settled(s.clone()));
+            }
+        }
+    }
+
+    /// Give up snapshots.
+    pub(crate) fn drop_live(&mut self, which: impl Fn(&crate::epoch::Live) -> bool) {
+        self.epochs.live.retain(|l| {
+            let gone = which(l);
+            if gone {
+                l.snapshot.overrun();
+            }
+            !gone
+        });
+        self.wake_saves();
+    }
+
+    /// The image was synced after every cursor had durably passed `safe`: forget what only older
+    /// epochs dirtied.
+    pub(crate) fn forget_passed(&mut self, now: Nanos, safe: Option<Epoch>) {
+        let Some(meta) = &mut self.meta else { return };
+        if let Some(safe) = safe {
+            self.epochs.trim(safe);
+        }
+        if now.since(meta.swept_at) >= super::volume::SWEEP_EVERY {
+            meta.swept_at = now;
+            let epochs = &self.epochs;
+            meta.intents.sweep(|a: Area| epochs.touches(a));
+        }
+    }
+
+    /// Close the open epoch; if the reserve of epochs runs low, have it filled up.
+    fn close_epoch(&mut self) -> Epoch {
+        let closed = self.epochs.close();
+        if let Some(meta) = &mut self.meta
+            && closed.0 + EPOCHS_RESERVED / 2 > meta.superblock.ceiling.0
+        {
+            meta.superblock.ceiling = Epoch(closed.0 + EPOCHS_RESERVED);
+            meta.store.change();
+        }
+        closed
+    }
+
+    /// From now on there is something to protect: what was written before needs intents, too.
+    fn intend_what_is_dirty(&mut self) {
+        let Some(meta) = &mut self.meta else { return };
+        for a in (0..self.config.size.div_ceil(block::AREA_BYTES)).map(Area) {
+            if self.epochs.touches(a) {
+                meta.intents.set(a);
+            }
+        }
+    }
+
+    fn must_have(&self, name: &CursorName) -> Result<&Cursor> {
+        self.epochs.cursor(name).ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("{name}: the volume does not track it"),
+            )
+        })
+    }
+}
