@@ -17,5 +17,6 @@ mod export;
 pub mod handshake;
 pub mod session;
 pub mod status;
+pub mod verify;
 
 pub use export::{Export, Exports, MetaContext, Negotiated};

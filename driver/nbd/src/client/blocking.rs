@@ -135,6 +135,12 @@ pub struct Sender {
 }
 
 impl Sender {
+    /// The cookie of the next request that is sent.
+    #[must_use]
+    pub fn next_cookie(&self) -> Cookie {
+        Cookie(self.last + 1)
+    }
+
     /// Send one request and return its cookie. `payload` is what a write writes and empty for all
     /// else. Fails with `Busy`, and sends nothing, while [`super::OUTSTANDING_MAX`] are out. After
     /// any other failure the connection is lost.
@@ -152,7 +158,7 @@ impl Sender {
             0
         };
         assert_eq!(payload.len(), due, "a write has its length in payload");
-        let cookie = Cookie(self.last + 1);
+        let cookie = self.next_cookie();
         let header = RequestHeader {
             flags,
             command,

@@ -9,3 +9,4 @@ mod ours;
 mod peers;
 mod scratch;
 mod server;
+mod verifier;
