@@ -4,14 +4,13 @@
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use block::{Error, ErrorKind, Result};
 
-use super::{Address, Agreed, Arrival, Replies, Uri, negotiate};
+use super::dial::{self, Stream, io_error};
+use super::{Agreed, Arrival, Replies, Uri};
 use crate::codec::{Command, CommandFlags, Cookie, NbdError, RequestHeader};
 
 /// Bytes of the receive buffer. Larger data goes straight to where it belongs.
@@ -34,78 +33,6 @@ pub struct Receipt {
     pub data: Vec<u8>,
     /// The extents of a block status that succeeded.
     pub extents: Extents,
-}
-
-/// An I/O error with what was being done; a timeout of the socket becomes `Timeout`.
-pub(super) fn io_error(what: String, e: io::Error) -> Error {
-    match e.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Error::new(
-            ErrorKind::Timeout,
-            format!("{what}: the server made no progress in time"),
-        ),
-        _ => Error::io(what, e),
-    }
-}
-
-#[derive(Debug)]
-enum Stream {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
-impl Read for &Stream {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(s) => (&*s).read(buf),
-            Stream::Tcp(s) => (&*s).read(buf),
-        }
-    }
-}
-
-impl Write for &Stream {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(s) => (&*s).write(buf),
-            Stream::Tcp(s) => (&*s).write(buf),
-        }
-    }
-    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
-        match self {
-            Stream::Unix(s) => (&*s).write_vectored(bufs),
-            Stream::Tcp(s) => (&*s).write_vectored(bufs),
-        }
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Stream {
-    fn connect(address: &Address, patience: Duration) -> io::Result<Stream> {
-        match address {
-            Address::Unix(path) => {
-                let s = UnixStream::connect(path)?;
-                s.set_read_timeout(Some(patience))?;
-                s.set_write_timeout(Some(patience))?;
-                Ok(Stream::Unix(s))
-            }
-            Address::Tcp(host, port) => {
-                let mut last = io::Error::from(io::ErrorKind::NotFound);
-                for address in (host.as_str(), *port).to_socket_addrs()? {
-                    match TcpStream::connect_timeout(&address, patience) {
-                        Ok(s) => {
-                            s.set_nodelay(true)?;
-                            s.set_read_timeout(Some(patience))?;
-                            s.set_write_timeout(Some(patience))?;
-                            return Ok(Stream::Tcp(s));
-                        }
-                        Err(e) => last = e,
-                    }
-                }
-                Err(last)
-            }
-        }
-    }
 }
 
 /// What both halves of a connection share.
@@ -334,9 +261,7 @@ impl Client {
     /// Connect and negotiate, with those of `contexts` that the server has. `patience` is how long
     /// the server may be silent, now and in every later call.
     pub fn connect(uri: &Uri, contexts: &[String], patience: Duration) -> Result<Client> {
-        let stream = Stream::connect(&uri.address, patience)
-            .map_err(|e| io_error(format!("connect to {uri}"), e))?;
-        let agreed = negotiate(&mut &stream, &uri.export, contexts).map_err(|e| e.within(uri))?;
+        let (agreed, stream) = dial::connect(uri, contexts, patience)?;
         let link = Arc::new(Link {
             stream,
             replies: Mutex::new(Replies::new(agreed.structured)),

@@ -7,11 +7,13 @@
 //! chunk fails the request whatever else was sent.
 
 mod blocking;
+mod dial;
 mod negotiate;
 mod replies;
 mod uri;
 
 pub use blocking::{Client, Receipt, Receiver, Sender};
+pub use dial::dial;
 pub use negotiate::{Agreed, negotiate};
 pub use replies::{Arrival, Breach, OUTSTANDING_MAX, Replies};
 pub use uri::{Address, Uri};

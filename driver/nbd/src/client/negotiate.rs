@@ -199,7 +199,7 @@ impl<S: Read + Write> Dialogue<'_, S> {
     }
 
     fn lost(&self, e: std::io::Error) -> Error {
-        super::blocking::io_error(format!("NBD export {:?}: negotiate", self.export), e)
+        super::dial::io_error(format!("NBD export {:?}: negotiate", self.export), e)
     }
 
     fn error(&self, kind: ErrorKind, what: &str) -> Error {

@@ -3,11 +3,11 @@
 use crate::server::{Disk, Server};
 use block::sector::{Allowed, Seen, Stamp, Verdict};
 use block::{ErrorKind, VolumeId};
-use nbd::client::{Client, Uri};
-use nbd::codec::{Command, CommandFlags, NbdError, TransmissionFlags};
+use nbd::client::{Arrival, Client, Replies, Uri, dial};
+use nbd::codec::{Command, CommandFlags, Cookie, NbdError, RequestHeader, TransmissionFlags};
 use proptest::prelude::*;
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -166,6 +166,31 @@ fn a_read_only_export_refuses_writes_and_serves_reads() {
     let error = client.write(0, &[1], false).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(NbdError::Perm.errno()));
     client.read(0, &mut [0; 512]).unwrap();
+}
+
+/// A shard that forwards takes the socket and speaks for itself.
+#[test]
+fn a_dialled_socket_is_ready_for_requests() {
+    let server = Server::start(Disk::new(1 << 20));
+    let (agreed, socket) = dial(&server.tcp.parse().unwrap(), &[], PATIENCE).unwrap();
+    let mut socket = std::fs::File::from(socket);
+    let mut replies = Replies::new(agreed.structured);
+    let request = RequestHeader {
+        flags: CommandFlags::NONE,
+        command: Command::Flush,
+        cookie: Cookie(17),
+        offset: 0,
+        len: 0,
+    };
+    assert!(replies.expect(&request));
+    socket.write_all(&request.encode()).unwrap();
+    let mut reply = [0; 16];
+    socket.read_exact(&mut reply).unwrap();
+    let done = Arrival::Done {
+        cookie: Cookie(17),
+        result: Ok(()),
+    };
+    assert_eq!(replies.next(&mut &reply[..]), done);
 }
 
 #[derive(Clone, Debug)]

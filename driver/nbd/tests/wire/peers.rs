@@ -191,6 +191,32 @@ fn qemu_io_writes_verifies_zeroes_and_discards() {
     assert!(bytes[8192..12288].iter().all(|b| *b == 0));
 }
 
+/// fio's nbd engine writes blocks with checksums, many at once, and reads them back.
+#[test]
+fn fio_verifies_what_it_wrote() {
+    let server = Server::start(Disk::new(8 << 20));
+    let uri = format!("--uri={}", server.unix);
+    let scratch = Scratch::new();
+    let state = format!("--aux-path={}", scratch.path(""));
+    let args = [
+        "--name=x",
+        "--ioengine=nbd",
+        &uri,
+        &state,
+        "--rw=randwrite",
+        "--bs=4k",
+        "--iodepth=32",
+        "--size=8M",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--verify_state_save=0",
+    ];
+    let Some(text) = run("fio", &args) else {
+        return;
+    };
+    assert!(text.contains("err= 0"), "{text}");
+}
+
 /// libnbd lets a script be impolite: strict mode off sends what a careful client would not.
 #[test]
 fn nbdsh_gets_the_errors_of_the_specification() {
