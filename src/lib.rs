@@ -2,3 +2,5 @@
 //! [`cli::main`]; the rest is public for the integration tests.
 
 pub mod cli;
+pub mod fleet;
+pub mod store;

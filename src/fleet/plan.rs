@@ -1,0 +1,514 @@
+//! From a command to its steps, and from a finished step to the record.
+//!
+//! The order of steps is where safety lives: a standby exists before anybody sends to it, and a
+//! source forgets a replica before the replica's copy goes.
+
+use super::{Command, Consistency, NodeView, OperationId, Replica, Status, Volume, text};
+use node::{Error, ErrorKind, NodeName, Result, VolumeName};
+use serde::{Deserialize, Serialize};
+
+/// One call to one node. Every one may be repeated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "call")]
+pub enum Effect {
+    /// Make or adopt the image as the volume's owner.
+    CreateOwner,
+    /// Make an empty standby.
+    CreateStandby {
+        /// Where.
+        #[serde(with = "text")]
+        node: NodeName,
+    },
+    /// Delete the volume on a node.
+    Delete {
+        /// Where.
+        #[serde(with = "text")]
+        node: NodeName,
+    },
+    /// Resize the copy on a node.
+    Resize {
+        /// Where.
+        #[serde(with = "text")]
+        node: NodeName,
+        /// To what.
+        size_bytes: u64,
+    },
+    /// Have a node replicate to a standby.
+    StartReplica {
+        /// The sender.
+        #[serde(with = "text")]
+        from: NodeName,
+        /// The replica.
+        replica: Replica,
+    },
+    /// Have the owner forget a replica.
+    StopReplica {
+        /// Which.
+        #[serde(with = "text")]
+        node: NodeName,
+    },
+    /// Have the owner hand the volume over.
+    Cutover {
+        /// To whom.
+        #[serde(with = "text")]
+        to: NodeName,
+    },
+}
+
+/// What a finished step does to the record. The change and the count of steps done are committed in
+/// one transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "change")]
+pub enum Change {
+    /// Nothing.
+    None,
+    /// The volume is served: the owner's answer says how large and in which generation.
+    Ready,
+    /// The volume is gone.
+    Forget,
+    /// A replica is wanted from now on.
+    AddReplica {
+        /// The replica.
+        replica: Replica,
+    },
+    /// A replica is gone.
+    RemoveReplica {
+        /// Where it was.
+        #[serde(with = "text")]
+        node: NodeName,
+    },
+    /// The volume has a new size.
+    Resized {
+        /// Which.
+        size_bytes: u64,
+    },
+    /// The volume has a new owner, in the generation that the answer says.
+    Owned {
+        /// Who.
+        #[serde(with = "text")]
+        by: NodeName,
+    },
+}
+
+/// A step of an operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// For people, for example "make standby on n2".
+    pub name: String,
+    /// The call.
+    pub effect: Effect,
+    /// What its success means for the record.
+    pub change: Change,
+}
+
+/// What a command will do: the record to write when it is logged, and the steps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The volume's record, marked with the operation.
+    pub volume: Volume,
+    /// In order.
+    pub steps: Vec<Step>,
+}
+
+/// The fleet as planning sees it.
+pub struct View<'a> {
+    /// The volume the command is about, if it exists.
+    pub volume: Option<&'a Volume>,
+    /// Every node that ever registered.
+    pub nodes: &'a [NodeView],
+}
+
+impl View<'_> {
+    fn existing(&self, asked: &str, name: &VolumeName) -> Result<Volume> {
+        let v = self.volume.ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!(
+                    "{asked}: there is no volume {name}; `forerun volume list` shows what there is"
+                ),
+            )
+        })?;
+        if let Some(operation) = &v.operation {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "{asked}: operation {operation} is still changing the volume; wait until it has ended"
+                ),
+            ));
+        }
+        Ok(v.clone())
+    }
+
+    fn absent(&self, asked: &str, name: &VolumeName) -> Result<()> {
+        match self.volume {
+            None => Ok(()),
+            Some(v) => Err(Error::new(
+                ErrorKind::Exists,
+                format!(
+                    "{asked}: volume {name} exists already on node {}; choose another name or delete it",
+                    v.owner
+                ),
+            )),
+        }
+    }
+
+    fn alive(&self, asked: &str, name: &NodeName) -> Result<&NodeView> {
+        let found = self.nodes.iter().find(|n| n.node.name == *name);
+        let node = found.ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!(
+                    "{asked}: no node {name} has registered; `forerun node-list` shows who has"
+                ),
+            )
+        })?;
+        if node.alive {
+            Ok(node)
+        } else {
+            Err(Error::new(
+                ErrorKind::Disconnected,
+                format!("{asked}: node {name} sends no heartbeats; start it or choose another"),
+            ))
+        }
+    }
+
+    fn roomiest(&self, asked: &str) -> Result<&NodeView> {
+        let alive = self.nodes.iter().filter(|n| n.alive);
+        alive.max_by_key(|n| n.free_bytes).ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("{asked}: no node is alive to hold it; start one with `forerun node --config FILE`"),
+            )
+        })
+    }
+}
+
+/// Sizes are whole sectors: the unit that every front end can address.
+const SECTOR: u64 = 512;
+
+fn check_size(asked: &str, size_bytes: u64) -> Result<()> {
+    if size_bytes > 0 && size_bytes.is_multiple_of(SECTOR) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Invalid,
+        format!(
+            "{asked}: {size_bytes} bytes is no size for a volume; use a multiple of {SECTOR}, for example 10G"
+        ),
+    ))
+}
+
+/// What `command` will do, or why it cannot be done.
+pub fn plan(id: &OperationId, command: &Command, view: &View<'_>) -> Result<Plan> {
+    let name = command.volume();
+    let asked = format!("{} {name}", command.verb());
+    let asked = asked.as_str();
+    let (mut volume, steps) = match command {
+        Command::Create {
+            id,
+            size_bytes,
+            node,
+            ..
+        } => {
+            view.absent(asked, name)?;
+            check_size(asked, *size_bytes)?;
+            let owner = match node {
+                Some(n) => view.alive(asked, n)?,
+                None => view.roomiest(asked)?,
+            };
+            let owner = owner.node.name.clone();
+            let step = create_owner(format!("make image on {owner}"));
+            (new_volume(name, *id, *size_bytes, owner, None), vec![step])
+        }
+        Command::Import { id, node, path, .. } => {
+            view.absent(asked, name)?;
+            let owner = view.alive(asked, node)?.node.name.clone();
+            let step = create_owner(format!("adopt {path} on {owner}"));
+            (
+                new_volume(name, *id, 0, owner, Some(path.clone())),
+                vec![step],
+            )
+        }
+        Command::Delete { .. } => {
+            let mut v = view.existing(asked, name)?;
+            v.status = Status::Deleting;
+            let steps = delete_steps(&v);
+            (v, steps)
+        }
+        Command::Resize { size_bytes, .. } => {
+            let v = view.existing(asked, name)?;
+            check_size(asked, *size_bytes)?;
+            if *size_bytes < v.size_bytes {
+                return Err(Error::new(
+                    ErrorKind::Invalid,
+                    format!(
+                        "{asked}: it has {} bytes and a volume can only grow",
+                        v.size_bytes
+                    ),
+                ));
+            }
+            let steps = resize_steps(&v, *size_bytes);
+            (v, steps)
+        }
+        Command::AddReplica {
+            node,
+            consistency,
+            rate_bytes_per_second,
+            ..
+        } => {
+            let v = view.existing(asked, name)?;
+            if *consistency == Consistency::Strong {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!(
+                        "{asked}: nodes of this version cannot hold a guest's write until the replica has it; \
+                             use --consistency bounded=1s"
+                    ),
+                ));
+            }
+            if *node == v.owner {
+                return Err(Error::new(
+                    ErrorKind::Invalid,
+                    format!("{asked}: {node} owns the volume; choose another node"),
+                ));
+            }
+            if let Some(r) = v.replica_on(node) {
+                return Err(Error::new(
+                    ErrorKind::Exists,
+                    format!(
+                        "{asked}: {node} has a replica already ({}); remove it first to change it",
+                        r.consistency
+                    ),
+                ));
+            }
+            view.alive(asked, node)?;
+            view.alive(asked, &v.owner)?;
+            let replica = Replica {
+                node: node.clone(),
+                consistency: *consistency,
+                rate_bytes_per_second: *rate_bytes_per_second,
+            };
+            let steps = add_steps(&v, replica);
+            (v, steps)
+        }
+        Command::RemoveReplica { node, .. } => {
+            let v = view.existing(asked, name)?;
+            if v.replica_on(node).is_none() {
+                return Err(no_replica(asked, node, &v));
+            }
+            (v, remove_steps(node))
+        }
+        Command::Cutover { to, .. } => {
+            let v = view.existing(asked, name)?;
+            if *to == v.owner {
+                return Err(Error::new(
+                    ErrorKind::Exists,
+                    format!("{asked}: {to} owns the volume already"),
+                ));
+            }
+            if v.replica_on(to).is_none() {
+                return Err(no_replica(asked, to, &v));
+            }
+            view.alive(asked, to)?;
+            view.alive(asked, &v.owner)?;
+            let steps = cutover_steps(&v, to);
+            (v, steps)
+        }
+    };
+    volume.operation = Some(id.clone());
+    Ok(Plan { volume, steps })
+}
+
+fn no_replica(asked: &str, node: &NodeName, v: &Volume) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        format!(
+            "{asked}: {node} has no replica of it; `forerun replica add {} --to {node}` makes one",
+            v.name
+        ),
+    )
+}
+
+fn new_volume(
+    name: &VolumeName,
+    id: node::VolumeId,
+    size_bytes: u64,
+    owner: NodeName,
+    image_path: Option<String>,
+) -> Volume {
+    Volume {
+        name: name.clone(),
+        id,
+        size_bytes,
+        image_path,
+        status: Status::Creating,
+        owner,
+        generation: 0,
+        replicas: Vec::new(),
+        forwarding_from: None,
+        operation: None,
+    }
+}
+
+fn create_owner(name: String) -> Step {
+    Step {
+        name,
+        effect: Effect::CreateOwner,
+        change: Change::Ready,
+    }
+}
+
+fn delete_on(node: &NodeName, change: Change) -> Step {
+    Step {
+        name: format!("delete on {node}"),
+        effect: Effect::Delete { node: node.clone() },
+        change,
+    }
+}
+
+fn delete_steps(v: &Volume) -> Vec<Step> {
+    let mut steps: Vec<Step> = v
+        .replicas
+        .iter()
+        .flat_map(|r| remove_steps(&r.node))
+        .collect();
+    if let Some(former) = &v.forwarding_from {
+        steps.push(delete_on(former, Change::None));
+    }
+    steps.push(delete_on(&v.owner, Change::Forget));
+    steps
+}
+
+fn resize_steps(v: &Volume, size_bytes: u64) -> Vec<Step> {
+    // Copies first: an owner that is larger than its standby could send what does not fit.
+    let nodes = v.replicas.iter().map(|r| &r.node).chain([&v.owner]);
+    nodes
+        .map(|node| Step {
+            name: format!("resize on {node}"),
+            effect: Effect::Resize {
+                node: node.clone(),
+                size_bytes,
+            },
+            change: if *node == v.owner {
+                Change::Resized { size_bytes }
+            } else {
+                Change::None
+            },
+        })
+        .collect()
+}
+
+fn add_steps(v: &Volume, replica: Replica) -> Vec<Step> {
+    let node = replica.node.clone();
+    vec![
+        Step {
+            name: format!("make standby on {node}"),
+            effect: Effect::CreateStandby { node: node.clone() },
+            change: Change::AddReplica {
+                replica: replica.clone(),
+            },
+        },
+        Step {
+            name: format!("replicate from {} to {node}", v.owner),
+            effect: Effect::StartReplica {
+                from: v.owner.clone(),
+                replica,
+            },
+            change: Change::None,
+        },
+    ]
+}
+
+fn remove_steps(node: &NodeName) -> Vec<Step> {
+    vec![
+        Step {
+            name: format!("stop replicating to {node}"),
+            effect: Effect::StopReplica { node: node.clone() },
+            change: Change::None,
+        },
+        delete_on(node, Change::RemoveReplica { node: node.clone() }),
+    ]
+}
+
+fn cutover_steps(v: &Volume, to: &NodeName) -> Vec<Step> {
+    let mut steps = vec![Step {
+        name: format!("hand over from {} to {to}", v.owner),
+        effect: Effect::Cutover { to: to.clone() },
+        change: Change::Owned { by: to.clone() },
+    }];
+    // The other replicas follow the new owner from here on.
+    let others = v.replicas.iter().filter(|r| r.node != *to);
+    steps.extend(others.map(|r| Step {
+        name: format!("replicate from {to} to {}", r.node),
+        effect: Effect::StartReplica {
+            from: to.clone(),
+            replica: r.clone(),
+        },
+        change: Change::None,
+    }));
+    steps
+}
+
+/// The steps that take back what a command did before one of its steps failed for good.
+#[must_use]
+pub fn undo(command: &Command, v: &Volume) -> Vec<Step> {
+    match command {
+        Command::Create { .. } | Command::Import { .. } => {
+            vec![delete_on(&v.owner, Change::Forget)]
+        }
+        Command::AddReplica { node, .. } => remove_steps(node),
+        // A resize that failed leaves copies that are larger than the owner, which is harmless; a
+        // cutover that failed left the source serving; a delete that failed can be asked for again.
+        Command::Delete { .. }
+        | Command::Resize { .. }
+        | Command::RemoveReplica { .. }
+        | Command::Cutover { .. } => Vec::new(),
+    }
+}
+
+/// What a node's answer says about the volume: its size and generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// With an owner's creation.
+    pub size_bytes: u64,
+    /// With an owner's creation and a cutover.
+    pub generation: u64,
+}
+
+/// The record after a step; `None` when the volume is gone.
+pub fn apply(change: &Change, answer: Answer, mut v: Volume) -> Result<Option<Volume>> {
+    match change {
+        Change::None => {}
+        Change::Ready => {
+            v.status = Status::Ready;
+            v.size_bytes = answer.size_bytes;
+            v.generation = answer.generation;
+        }
+        Change::Forget => return Ok(None),
+        Change::AddReplica { replica } => {
+            v.replicas.retain(|r| r.node != replica.node);
+            v.replicas.push(replica.clone());
+            if v.forwarding_from.as_ref() == Some(&replica.node) {
+                v.forwarding_from = None;
+            }
+        }
+        Change::RemoveReplica { node } => v.replicas.retain(|r| r.node != *node),
+        Change::Resized { size_bytes } => v.size_bytes = *size_bytes,
+        Change::Owned { by } => {
+            if answer.generation <= v.generation {
+                return Err(Error::new(
+                    ErrorKind::Protocol,
+                    format!(
+                        "cutover of {}: {by} reports generation {}, which does not follow {}; \
+                         nothing was recorded",
+                        v.name, answer.generation, v.generation
+                    ),
+                ));
+            }
+            v.replicas.retain(|r| r.node != *by);
+            v.forwarding_from = Some(std::mem::replace(&mut v.owner, by.clone()));
+            v.generation = answer.generation;
+        }
+    }
+    Ok(Some(v))
+}

@@ -1,0 +1,277 @@
+//! The rules of planning, one a test.
+
+use super::*;
+use node::ErrorKind;
+
+fn node(name: &str, alive: bool) -> NodeView {
+    NodeView {
+        node: Node {
+            name: name.parse().unwrap(),
+            site: "here".into(),
+            address: String::new(),
+            replication_address: String::new(),
+            nbd_address: String::new(),
+        },
+        alive,
+        free_bytes: name.len() as u64,
+    }
+}
+
+fn volume(replicas: &[&str]) -> Volume {
+    Volume {
+        name: "v".parse().unwrap(),
+        id: node::VolumeId([7; 16]),
+        size_bytes: 4096,
+        image_path: None,
+        status: Status::Ready,
+        owner: "n1".parse().unwrap(),
+        generation: 3,
+        replicas: replicas
+            .iter()
+            .map(|n| Replica {
+                node: n.parse().unwrap(),
+                consistency: Consistency::Eventual,
+                rate_bytes_per_second: 0,
+            })
+            .collect(),
+        forwarding_from: None,
+        operation: None,
+    }
+}
+
+fn planned(command: &Command, volume: Option<&Volume>) -> node::Result<Plan> {
+    let nodes = [
+        node("n1", true),
+        node("n2", true),
+        node("n3", true),
+        node("dead", false),
+    ];
+    plan(
+        &"op".parse().unwrap(),
+        command,
+        &View {
+            volume,
+            nodes: &nodes,
+        },
+    )
+}
+
+fn names(steps: &[Step]) -> Vec<&str> {
+    steps.iter().map(|s| s.name.as_str()).collect()
+}
+
+fn cutover(to: &str) -> Command {
+    Command::Cutover {
+        volume: "v".parse().unwrap(),
+        to: to.parse().unwrap(),
+    }
+}
+
+fn add(node: &str, consistency: Consistency) -> Command {
+    Command::AddReplica {
+        volume: "v".parse().unwrap(),
+        node: node.parse().unwrap(),
+        consistency,
+        rate_bytes_per_second: 0,
+    }
+}
+
+#[test]
+fn a_standby_exists_before_anybody_sends_to_it() {
+    let plan = planned(&add("n2", Consistency::Eventual), Some(&volume(&[]))).unwrap();
+    assert_eq!(
+        names(&plan.steps),
+        ["make standby on n2", "replicate from n1 to n2"]
+    );
+    assert_eq!(plan.volume.operation, Some("op".parse().unwrap()));
+}
+
+#[test]
+fn a_source_forgets_a_replica_before_the_copy_goes() {
+    let delete = Command::Delete {
+        volume: "v".parse().unwrap(),
+    };
+    let plan = planned(&delete, Some(&volume(&["n2"]))).unwrap();
+    assert_eq!(
+        names(&plan.steps),
+        ["stop replicating to n2", "delete on n2", "delete on n1"]
+    );
+}
+
+#[test]
+fn the_other_replicas_follow_the_new_owner() {
+    let before = volume(&["n2", "n3"]);
+    let plan = planned(&cutover("n2"), Some(&before)).unwrap();
+    assert_eq!(
+        names(&plan.steps),
+        ["hand over from n1 to n2", "replicate from n2 to n3"]
+    );
+    let answer = Answer {
+        generation: 4,
+        size_bytes: 0,
+    };
+    let after = apply(&plan.steps[0].change, answer, plan.volume)
+        .unwrap()
+        .unwrap();
+    assert_eq!(after.owner.as_str(), "n2");
+    assert_eq!(after.generation, 4);
+    assert_eq!(
+        after.forwarding_from.as_ref().map(|n| n.as_str()),
+        Some("n1")
+    );
+    assert_eq!(after.replicas, volume(&["n3"]).replicas);
+}
+
+#[test]
+fn a_generation_that_does_not_grow_is_never_recorded() {
+    let change = Change::Owned {
+        by: "n2".parse().unwrap(),
+    };
+    let answer = Answer {
+        generation: 3,
+        size_bytes: 0,
+    };
+    let e = apply(&change, answer, volume(&["n2"])).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Protocol);
+}
+
+#[test]
+fn commands_that_cannot_be_done_are_refused_with_a_remedy() {
+    let v = volume(&["n2"]);
+    let mut busy = v.clone();
+    busy.operation = Some("other".parse().unwrap());
+    let cases = [
+        (
+            add("n3", Consistency::Strong),
+            Some(&v),
+            ErrorKind::Unsupported,
+            "bounded=1s",
+        ),
+        (
+            add("n2", Consistency::Eventual),
+            Some(&v),
+            ErrorKind::Exists,
+            "remove it first",
+        ),
+        (
+            add("n1", Consistency::Eventual),
+            Some(&v),
+            ErrorKind::Invalid,
+            "choose another",
+        ),
+        (
+            add("dead", Consistency::Eventual),
+            Some(&v),
+            ErrorKind::Disconnected,
+            "start it",
+        ),
+        (
+            add("n9", Consistency::Eventual),
+            Some(&v),
+            ErrorKind::NotFound,
+            "node-list",
+        ),
+        (
+            cutover("n3"),
+            Some(&v),
+            ErrorKind::NotFound,
+            "replica add v --to n3",
+        ),
+        (cutover("n1"), Some(&v), ErrorKind::Exists, "already"),
+        (
+            cutover("n2"),
+            Some(&busy),
+            ErrorKind::Busy,
+            "operation other",
+        ),
+        (cutover("n2"), None, ErrorKind::NotFound, "volume list"),
+        (
+            Command::Resize {
+                volume: "v".parse().unwrap(),
+                size_bytes: 512,
+            },
+            Some(&v),
+            ErrorKind::Invalid,
+            "only grow",
+        ),
+        (
+            Command::Create {
+                volume: "v".parse().unwrap(),
+                id: node::VolumeId([1; 16]),
+                size_bytes: 1000,
+                node: None,
+            },
+            None,
+            ErrorKind::Invalid,
+            "multiple of 512",
+        ),
+    ];
+    for (command, volume, kind, words) in cases {
+        let e = planned(&command, volume).unwrap_err();
+        assert_eq!(e.kind(), kind, "{command:?}: {e}");
+        assert!(e.to_string().contains(words), "{e}");
+    }
+}
+
+#[test]
+fn a_new_volume_goes_where_most_room_is_among_the_living() {
+    let create = Command::Create {
+        volume: "v".parse().unwrap(),
+        id: node::VolumeId([1; 16]),
+        size_bytes: 4096,
+        node: None,
+    };
+    let mut nodes = [node("n1", true), node("n2", true), node("dead", false)];
+    nodes[1].free_bytes = 100;
+    nodes[2].free_bytes = 1000;
+    let view = View {
+        volume: None,
+        nodes: &nodes,
+    };
+    let plan = plan(&"op".parse().unwrap(), &create, &view).unwrap();
+    assert_eq!(plan.volume.owner.as_str(), "n2");
+}
+
+#[test]
+fn consistency_reads_back_as_it_was_written() {
+    for text in [
+        "strong",
+        "eventual",
+        "bounded=5s",
+        "bounded=500ms",
+        "bounded=60s",
+    ] {
+        assert_eq!(text.parse::<Consistency>().unwrap().to_string(), text);
+    }
+    assert_eq!(
+        "bounded=1m".parse::<Consistency>().unwrap().to_string(),
+        "bounded=60s"
+    );
+    for bad in [
+        "",
+        "bounded",
+        "bounded=",
+        "bounded=5",
+        "bounded=5h",
+        "bounded=10ms",
+        "bounded=99999999999s",
+    ] {
+        assert_eq!(
+            bad.parse::<Consistency>().unwrap_err().kind(),
+            ErrorKind::Invalid,
+            "{bad}"
+        );
+    }
+}
+
+#[test]
+fn a_repeated_request_is_the_same_whatever_identity_was_drawn() {
+    let create = |id| Command::Create {
+        volume: "v".parse().unwrap(),
+        id: node::VolumeId([id; 16]),
+        size_bytes: 4096,
+        node: None,
+    };
+    assert!(create(1).same_request(&create(2)));
+    assert!(!create(1).same_request(&cutover("n2")));
+}
