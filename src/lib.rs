@@ -2,5 +2,6 @@
 //! [`cli::main`]; the rest is public for the integration tests.
 
 pub mod cli;
+pub mod controller;
 pub mod fleet;
 pub mod store;

@@ -3,7 +3,7 @@
 //! The order of steps is where safety lives: a standby exists before anybody sends to it, and a
 //! source forgets a replica before the replica's copy goes.
 
-use super::{Command, Consistency, NodeView, OperationId, Replica, Status, Volume, text};
+use super::{Command, Consistency, NodeView, OperationId, Progress, Replica, Status, Volume, text};
 use node::{Error, ErrorKind, NodeName, Result, VolumeName};
 use serde::{Deserialize, Serialize};
 
@@ -466,13 +466,15 @@ pub fn undo(command: &Command, v: &Volume) -> Vec<Step> {
     }
 }
 
-/// What a node's answer says about the volume: its size and generation.
+/// What a node's answer says about the volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     /// With an owner's creation.
     pub size_bytes: u64,
     /// With an owner's creation and a cutover.
     pub generation: u64,
+    /// With a cutover: how it went.
+    pub cutover: Option<Progress>,
 }
 
 /// The record after a step; `None` when the volume is gone.

@@ -108,7 +108,7 @@ fn the_other_replicas_follow_the_new_owner() {
     );
     let answer = Answer {
         generation: 4,
-        size_bytes: 0,
+        ..Answer::default()
     };
     let after = apply(&plan.steps[0].change, answer, plan.volume)
         .unwrap()
@@ -129,7 +129,7 @@ fn a_generation_that_does_not_grow_is_never_recorded() {
     };
     let answer = Answer {
         generation: 3,
-        size_bytes: 0,
+        ..Answer::default()
     };
     let e = apply(&change, answer, volume(&["n2"])).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Protocol);

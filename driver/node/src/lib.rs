@@ -1,4 +1,6 @@
 //! The daemon: wiring, configuration, metrics. What the control plane needs of the driver's words it
 //! finds here.
 
+pub mod service;
+
 pub use block::{Epoch, Error, ErrorKind, Generation, NodeName, Result, VolumeId, VolumeName};

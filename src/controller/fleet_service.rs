@@ -1,0 +1,265 @@
+//! The service that people and tools call.
+
+use super::{Controller, Nodes, convert};
+use crate::fleet::OperationId;
+use crate::store::Store;
+use node::service::to_status;
+use node::{Error, ErrorKind, Result, VolumeId, VolumeName};
+use proto::v1::fleet_server::Fleet;
+use proto::v1::{self, Operation, OperationState};
+use std::pin::Pin;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+/// Messages on their way to a slow reader; the stream waits for it beyond that.
+const STREAM_BACKLOG: usize = 16;
+/// Entries of a listing unless the client says otherwise, and the most that it may ask for.
+const LIMIT_DEFAULT: usize = 100;
+const LIMIT_MOST: usize = 10_000;
+
+type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl<S: Store, N: Nodes> Controller<S, N> {
+    async fn start_command(&self, r: v1::StartRequest) -> Result<Operation> {
+        let id: OperationId = r.operation_id.parse()?;
+        let command = convert::command(r.command, VolumeId::from_random(rand_bytes()?))?;
+        let operation = self.begin(id, command).await?;
+        Ok(convert::operation(&operation))
+    }
+
+    async fn watch_into(&self, id: OperationId, to: mpsc::Sender<Result<Operation, Status>>) {
+        if let Some(mut live) = self.follow(&id) {
+            loop {
+                let now = live.borrow_and_update().clone();
+                let ended = now.state() != OperationState::Running;
+                if to.send(Ok(now)).await.is_err() || ended {
+                    return;
+                }
+                if live.changed().await.is_err() {
+                    break;
+                }
+            }
+        }
+        let answer = match self.inner.records.operation(&id).await {
+            Ok(Some(o)) => Ok(convert::operation(&o.record)),
+            Ok(None) => Err(Error::new(
+                ErrorKind::NotFound,
+                format!("watch operation {id}: the controller's log does not have it"),
+            )),
+            Err(e) => Err(e),
+        };
+        let _ = to.send(answer.map_err(|e| to_status(&e))).await; // the client left
+    }
+
+    async fn volumes(&self, only: &str) -> Result<Vec<v1::Volume>> {
+        if only.is_empty() {
+            let all = self.inner.records.volumes().await?;
+            return Ok(all.iter().map(|v| self.joined(v)).collect());
+        }
+        let v = self.one_volume("show volume", &only.parse()?).await?;
+        Ok(vec![self.joined(&v)])
+    }
+
+    async fn one_volume(&self, asked: &str, name: &VolumeName) -> Result<crate::fleet::Volume> {
+        let read = self.inner.records.volume(name).await?;
+        read.map(|r| r.record).ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("{asked} {name}: there is none; `forerun volume list` shows what there is"),
+            )
+        })
+    }
+
+    async fn nodes(&self) -> Result<Vec<v1::NodeInfo>> {
+        let volumes = self.inner.records.volumes().await?;
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let nodes = self.inner.records.nodes().await?;
+        Ok(nodes
+            .into_iter()
+            .map(|n| {
+                let word = self.inner.presence.word(&n.name);
+                let age = word.as_ref().map_or(u128::MAX, |w| w.age.as_millis());
+                v1::NodeInfo {
+                    owned: count(volumes.iter().filter(|v| v.owner == n.name).count()),
+                    replicas: count(
+                        volumes
+                            .iter()
+                            .filter(|v| v.replica_on(&n.name).is_some())
+                            .count(),
+                    ),
+                    name: n.name.to_string(),
+                    site: n.site,
+                    address: n.address,
+                    alive: word.as_ref().is_some_and(|w| w.alive),
+                    heartbeat_age_ms: u64::try_from(age).unwrap_or(u64::MAX),
+                    metrics: word.map(|w| w.metrics),
+                }
+            })
+            .collect())
+    }
+
+    async fn where_is(&self, name: &VolumeName) -> Result<v1::AttachResponse> {
+        let v = self.one_volume("attach volume", name).await?;
+        let said = self.inner.presence.report(&v.owner, v.name.as_str());
+        let uris = said.map(|(r, _)| r.uris).unwrap_or_default();
+        if uris.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Disconnected,
+                format!(
+                    "attach volume {name}: its owner {} has not said that it serves it; is the node \
+                     running? `forerun node-list` tells",
+                    v.owner
+                ),
+            ));
+        }
+        Ok(v1::AttachResponse {
+            volume: v.name.to_string(),
+            owner: v.owner.to_string(),
+            uris,
+        })
+    }
+
+    async fn events_into(
+        &self,
+        r: v1::ListEventsRequest,
+        to: mpsc::Sender<Result<v1::Event, Status>>,
+    ) {
+        let mut news = self.inner.events.subscribe();
+        let past = match self.inner.records.last_events(LIMIT_MOST).await {
+            Ok(past) => past,
+            Err(e) => {
+                let _ = to.send(Err(to_status(&e))).await; // the client left
+                return;
+            }
+        };
+        let wanted = |volume: &str| r.volume.is_empty() || r.volume == volume;
+        let chosen: Vec<_> = past.into_iter().filter(|e| wanted(&e.volume)).collect();
+        let skip = chosen.len().saturating_sub(limit(r.limit));
+        let mut seen = 0;
+        for event in chosen.into_iter().skip(skip) {
+            seen = event.sequence;
+            if to.send(Ok(convert::event(event))).await.is_err() {
+                return;
+            }
+        }
+        if !r.follow {
+            return;
+        }
+        loop {
+            match news.recv().await {
+                Ok(e) if e.sequence > seen && wanted(&e.volume) => {
+                    if to.send(Ok(convert::event(e))).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(_) => {}
+                Err(e) => {
+                    let lost = Status::data_loss(format!("follow events: {e}; ask again"));
+                    let _ = to.send(Err(lost)).await; // the client left
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn limit(asked: u32) -> usize {
+    match asked as usize {
+        0 => LIMIT_DEFAULT,
+        n => n.min(LIMIT_MOST),
+    }
+}
+
+fn rand_bytes() -> Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut f| std::io::Read::read_exact(&mut f, &mut bytes))
+        .map_err(|e| Error::io("draw an identity from /dev/urandom", e))?;
+    Ok(bytes)
+}
+
+fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
+    result.map(Response::new).map_err(|e| to_status(&e))
+}
+
+#[tonic::async_trait]
+impl<S: Store, N: Nodes> Fleet for Controller<S, N> {
+    type WatchStream = Streaming<Operation>;
+    type ListEventsStream = Streaming<v1::Event>;
+
+    async fn start(&self, r: Request<v1::StartRequest>) -> Result<Response<Operation>, Status> {
+        answer(self.start_command(r.into_inner()).await)
+    }
+
+    async fn watch(
+        &self,
+        r: Request<v1::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let id = r
+            .into_inner()
+            .operation_id
+            .parse()
+            .map_err(|e| to_status(&e))?;
+        let (to, stream) = mpsc::channel(STREAM_BACKLOG);
+        let controller = self.clone();
+        tokio::spawn(async move { controller.watch_into(id, to).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn list_operations(
+        &self,
+        r: Request<v1::ListOperationsRequest>,
+    ) -> Result<Response<v1::ListOperationsResponse>, Status> {
+        let r = r.into_inner();
+        let mut all = self
+            .inner
+            .records
+            .operations()
+            .await
+            .map_err(|e| to_status(&e))?;
+        all.retain(|o| !r.running_only || o.is_running());
+        all.sort_by_key(|o| o.started);
+        let skip = all.len().saturating_sub(limit(r.limit));
+        let operations = all.iter().skip(skip).map(convert::operation).collect();
+        answer(Ok(v1::ListOperationsResponse { operations }))
+    }
+
+    async fn list_volumes(
+        &self,
+        r: Request<v1::ListVolumesRequest>,
+    ) -> Result<Response<v1::ListVolumesResponse>, Status> {
+        let volumes = self.volumes(&r.into_inner().volume).await;
+        answer(volumes.map(|volumes| v1::ListVolumesResponse { volumes }))
+    }
+
+    async fn list_nodes(
+        &self,
+        _: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        answer(
+            self.nodes()
+                .await
+                .map(|nodes| v1::ListNodesResponse { nodes }),
+        )
+    }
+
+    async fn list_events(
+        &self,
+        r: Request<v1::ListEventsRequest>,
+    ) -> Result<Response<Self::ListEventsStream>, Status> {
+        let (to, stream) = mpsc::channel(STREAM_BACKLOG);
+        let controller = self.clone();
+        tokio::spawn(async move { controller.events_into(r.into_inner(), to).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn attach(
+        &self,
+        r: Request<v1::AttachRequest>,
+    ) -> Result<Response<v1::AttachResponse>, Status> {
+        let name = r.into_inner().volume.parse().map_err(|e| to_status(&e))?;
+        answer(self.where_is(&name).await)
+    }
+}

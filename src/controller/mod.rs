@@ -1,0 +1,91 @@
+//! The controller: takes commands, logs them, has the nodes carry them out, and watches. It never
+//! touches a block, and guests do not notice when it dies.
+//!
+//! ```text
+//!  CLI ──Start──► log (store) ──► executor ──call──► node        one step: call, then record
+//!                    │                │                          and count of steps in one
+//!                    ◄──── record ────┘                          transaction
+//!  nodes ──Register, Heartbeat──► presence ──► reconcile: replicas that an owner has lost
+//! ```
+//!
+//! Killed at any point it finishes on restart: an operation is in the log before its first effect,
+//! the step that was under way is repeated, and every call to a node may be repeated.
+
+mod config;
+mod convert;
+mod executor;
+mod fleet_service;
+mod nodes;
+mod presence;
+mod reconcile;
+mod records;
+mod registry;
+mod server;
+
+pub use config::Config;
+pub use nodes::{Call, GrpcNodes, Nodes, Request};
+pub use server::serve;
+
+use crate::store::Store;
+use executor::Live;
+use presence::Presence;
+use records::Records;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::{Notify, broadcast};
+
+/// Events that a slow follower may be behind before it misses some. It is told, and the log has them.
+const FOLLOWER_BACKLOG: usize = 1024;
+
+/// The controller's state: what it must not forget is in the store, what it saw last in memory.
+pub struct Controller<S, N> {
+    inner: Arc<Inner<S, N>>,
+}
+
+struct Inner<S, N> {
+    records: Records<S>,
+    nodes: N,
+    presence: Presence,
+    /// Operations under way, for those who watch.
+    live: Mutex<HashMap<crate::fleet::OperationId, Live>>,
+    /// Rung when a node registers: whoever waits for one tries again.
+    arrival: Notify,
+    events: broadcast::Sender<records::Event>,
+}
+
+impl<S, N> Clone for Controller<S, N> {
+    fn clone(&self) -> Self {
+        Controller {
+            inner: self.inner.clone(),
+        }
+    }
+}
+
+impl<S: Store, N: Nodes> Controller<S, N> {
+    /// A controller on a store, which may hold operations of one that was killed; they are resumed.
+    pub async fn start(store: S, nodes: N) -> node::Result<Controller<S, N>> {
+        let controller = Controller {
+            inner: Arc::new(Inner {
+                records: Records::open(store).await?,
+                nodes,
+                presence: Presence::default(),
+                live: Mutex::default(),
+                arrival: Notify::new(),
+                events: broadcast::Sender::new(FOLLOWER_BACKLOG),
+            }),
+        };
+        controller.resume().await?;
+        Ok(controller)
+    }
+}
+
+/// Now, for records that people read.
+fn unix_ms() -> crate::fleet::UnixMs {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! What nodes said last. Kept in memory only: after a restart the next heartbeats bring it back, and
+//! nothing that must be right rests on it.
+
+use super::records::Happening;
+use super::{Controller, Nodes};
+use crate::fleet::{NodeView, Volume};
+use crate::store::{Store, Transaction};
+use node::{NodeName, Result};
+use proto::v1::{self, HeartbeatRequest, NodeMetrics, VolumeReport};
+use std::collections::HashMap;
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+/// How often a node says that it is there.
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(1);
+/// A node that has been silent for this long is not planned with.
+const SILENT: Duration = Duration::from_secs(5);
+
+/// The last word of every node.
+#[derive(Default)]
+pub(super) struct Presence {
+    said: RwLock<HashMap<NodeName, Said>>,
+}
+
+struct Said {
+    at: Instant,
+    volumes: Vec<VolumeReport>,
+    metrics: NodeMetrics,
+    lost: bool,
+}
+
+/// What a node said about itself, and when.
+pub(super) struct Word {
+    pub age: Duration,
+    pub alive: bool,
+    pub metrics: NodeMetrics,
+}
+
+impl Presence {
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<NodeName, Said>> {
+        self.said.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<NodeName, Said>> {
+        self.said.write().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Take a heartbeat. True if the node was not known to be there.
+    pub fn heard(&self, name: NodeName, beat: HeartbeatRequest) -> bool {
+        let said = Said {
+            at: Instant::now(),
+            volumes: beat.volumes,
+            metrics: beat.metrics.unwrap_or_default(),
+            lost: false,
+        };
+        self.write()
+            .insert(name, said)
+            .is_none_or(|before| before.lost)
+    }
+
+    /// What a node said last about itself.
+    pub fn word(&self, name: &NodeName) -> Option<Word> {
+        let said = self.read();
+        let s = said.get(name)?;
+        let age = s.at.elapsed();
+        Some(Word {
+            age,
+            alive: age < SILENT,
+            metrics: s.metrics,
+        })
+    }
+
+    /// What a node said last about a volume, and how long ago.
+    pub fn report(&self, node: &NodeName, volume: &str) -> Option<(VolumeReport, Duration)> {
+        let said = self.read();
+        let s = said.get(node)?;
+        let report = s.volumes.iter().find(|v| v.name == volume)?;
+        Some((report.clone(), s.at.elapsed()))
+    }
+
+    /// Nodes that fell silent since the last time this was asked.
+    pub fn newly_lost(&self) -> Vec<NodeName> {
+        let mut lost = Vec::new();
+        for (name, s) in self.write().iter_mut() {
+            if !s.lost && s.at.elapsed() >= SILENT {
+                s.lost = true;
+                lost.push(name.clone());
+            }
+        }
+        lost
+    }
+}
+
+impl<S: Store, N: Nodes> Controller<S, N> {
+    /// Every registered node as it stands.
+    pub(super) async fn node_views(&self) -> Result<Vec<NodeView>> {
+        let nodes = self.inner.records.nodes().await?;
+        Ok(nodes
+            .into_iter()
+            .map(|node| {
+                let word = self.inner.presence.word(&node.name);
+                NodeView {
+                    alive: word.as_ref().is_some_and(|w| w.alive),
+                    free_bytes: word.map_or(0, |w| w.metrics.data_free_bytes),
+                    node,
+                }
+            })
+            .collect())
+    }
+
+    /// Write an event that no record goes with.
+    pub(super) async fn tell(
+        &self,
+        kind: &'static str,
+        node: &NodeName,
+        text: String,
+    ) -> Result<()> {
+        let happening = Happening {
+            kind,
+            node: node.to_string(),
+            volume: String::new(),
+            text,
+        };
+        self.commit(Transaction::default(), vec![happening]).await?;
+        Ok(())
+    }
+
+    /// A volume's record joined with what its owner said last.
+    pub(super) fn joined(&self, v: &Volume) -> v1::Volume {
+        let said = self.inner.presence.report(&v.owner, v.name.as_str());
+        let alive = self.inner.presence.word(&v.owner).is_some_and(|w| w.alive);
+        super::convert::volume(v, said, alive)
+    }
+}

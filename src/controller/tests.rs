@@ -1,0 +1,471 @@
+//! A controller killed at any step finishes on restart.
+//!
+//! The world is a fleet of nodes that remember what they were told, and a store that survives. A
+//! [`Guillotine`] counts every access to either, twice: just before it takes effect and just after.
+//! At the chosen count the controller stops for ever, as SIGKILL stops it. A new controller on the
+//! same store must bring the fleet to the same end as one that was never killed.
+
+use super::nodes::Request;
+use super::*;
+use crate::fleet::{Answer, Command, Consistency, Node, Operation, OperationId, State};
+use crate::store::{Commit, Embedded, Entries, Transaction};
+use node::{Error, ErrorKind, Result};
+use proto::v1::{CutoverProgress, HeartbeatRequest};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Longer than any of these tests takes on a busy machine; a hang fails by it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Guillotine {
+    falls_at: usize,
+    count: AtomicUsize,
+    fallen: Notify,
+}
+
+impl Guillotine {
+    fn at(falls_at: usize) -> Arc<Guillotine> {
+        Arc::new(Guillotine {
+            falls_at,
+            count: AtomicUsize::new(0),
+            fallen: Notify::new(),
+        })
+    }
+
+    async fn pass(&self) {
+        if self.count.fetch_add(1, Ordering::SeqCst) >= self.falls_at {
+            self.fallen.notify_one();
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[derive(Clone)]
+struct MortalStore {
+    store: Embedded,
+    blade: Arc<Guillotine>,
+}
+
+impl Store for MortalStore {
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        self.store.get(key).await
+    }
+    async fn scan(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Entries> {
+        self.store.scan(prefix, after, limit).await
+    }
+    async fn last(&self, prefix: &str, limit: usize) -> Result<Entries> {
+        self.store.last(prefix, limit).await
+    }
+    async fn commit(&self, t: Transaction) -> Result<Commit> {
+        self.blade.pass().await;
+        let done = self.store.commit(t).await;
+        self.blade.pass().await;
+        done
+    }
+}
+
+/// What the nodes hold: for each (node, volume) its role, generation and replicas.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct World {
+    copies: BTreeMap<(String, String), Copy>,
+    /// Calls that would have done harm, had the node not refused.
+    broken: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Copy {
+    id: String,
+    owner: bool,
+    generation: u64,
+    replicas: Vec<String>,
+    bytes: u64,
+}
+
+#[derive(Clone)]
+struct MortalNodes {
+    world: Arc<Mutex<World>>,
+    blade: Arc<Guillotine>,
+    /// A call that is refused: (node, its kind).
+    refuses: Option<(&'static str, &'static str)>,
+}
+
+impl MortalNodes {
+    fn carry_out(&self, call: &Call) -> Result<Answer> {
+        let node = call.to.name.to_string();
+        let mut world = self.world.lock().unwrap();
+        let kind = match &call.request {
+            Request::Create(_) => "create",
+            Request::Delete(_) => "delete",
+            Request::Resize(_) => "resize",
+            Request::StartReplica(_) => "start",
+            Request::StopReplica(_) => "stop",
+            Request::Cutover(_) => "cutover",
+        };
+        if self.refuses == Some((node.as_str(), kind)) {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!("{kind} on {node}: the disk is full"),
+            ));
+        }
+        let key = |volume: &str| (node.clone(), volume.to_owned());
+        match &call.request {
+            Request::Create(r) => {
+                let owner = r.role() == proto::v1::VolumeRole::Owner;
+                let bytes = if r.image_path.is_empty() {
+                    r.size_bytes
+                } else {
+                    8192
+                };
+                let new = Copy {
+                    id: r.id.clone(),
+                    owner,
+                    generation: 1,
+                    replicas: vec![],
+                    bytes,
+                };
+                let copy = world
+                    .copies
+                    .entry(key(&r.name))
+                    .or_insert_with(|| new.clone())
+                    .clone();
+                if copy.id != r.id {
+                    world
+                        .broken
+                        .push(format!("{} made twice on {node}", r.name));
+                }
+                Ok(Answer {
+                    size_bytes: copy.bytes,
+                    generation: copy.generation,
+                    cutover: None,
+                })
+            }
+            Request::Delete(r) => {
+                world.copies.remove(&key(&r.name));
+                Ok(Answer::default())
+            }
+            Request::Resize(r) => {
+                world.copies.get_mut(&key(&r.name)).unwrap().bytes = r.size_bytes;
+                Ok(Answer::default())
+            }
+            Request::StartReplica(r) => {
+                if !world
+                    .copies
+                    .contains_key(&(r.node.clone(), r.volume.clone()))
+                {
+                    world.broken.push(format!(
+                        "{} sent to {} which has no standby",
+                        r.volume, r.node
+                    ));
+                }
+                let copy = world.copies.get_mut(&key(&r.volume)).unwrap();
+                if !copy.replicas.contains(&r.node) {
+                    copy.replicas.push(r.node.clone());
+                }
+                Ok(Answer::default())
+            }
+            Request::StopReplica(r) => {
+                world
+                    .copies
+                    .get_mut(&key(&r.volume))
+                    .unwrap()
+                    .replicas
+                    .retain(|n| *n != r.node);
+                Ok(Answer::default())
+            }
+            Request::Cutover(r) => {
+                let source = world.copies.get_mut(&key(&r.volume)).unwrap();
+                if source.owner {
+                    source.owner = false;
+                    source.generation += 1;
+                    source.replicas.clear();
+                }
+                let generation = source.generation;
+                let target = world
+                    .copies
+                    .get_mut(&(r.to.clone(), r.volume.clone()))
+                    .unwrap();
+                target.owner = true;
+                target.generation = generation;
+                Ok(Answer {
+                    generation,
+                    ..Answer::default()
+                })
+            }
+        }
+    }
+}
+
+impl Nodes for MortalNodes {
+    async fn call(&self, call: Call, _: impl Fn(CutoverProgress) + Send + Sync) -> Result<Answer> {
+        self.blade.pass().await;
+        let answer = self.carry_out(&call);
+        self.blade.pass().await;
+        answer
+    }
+}
+
+struct Fleet {
+    _dir: tempfile::TempDir,
+    store: Embedded,
+    world: Arc<Mutex<World>>,
+    refuses: Option<(&'static str, &'static str)>,
+}
+
+type Mortal = Controller<MortalStore, MortalNodes>;
+
+impl Fleet {
+    async fn new() -> Fleet {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&dir.path().join("db")).unwrap();
+        let mut t = Transaction::default();
+        for name in ["n1", "n2", "n3"] {
+            let node = Node {
+                name: name.parse().unwrap(),
+                site: "here".into(),
+                address: "127.0.0.1:1".into(),
+                replication_address: "127.0.0.1:2".into(),
+                nbd_address: "127.0.0.1:3".into(),
+            };
+            records::put_node(&mut t, &node).unwrap();
+        }
+        assert_eq!(store.commit(t).await.unwrap(), Commit::Done);
+        Fleet {
+            _dir: dir,
+            store,
+            world: Arc::default(),
+            refuses: None,
+        }
+    }
+
+    async fn controller(&self, blade: &Arc<Guillotine>) -> Mortal {
+        let store = MortalStore {
+            store: self.store.clone(),
+            blade: blade.clone(),
+        };
+        let nodes = MortalNodes {
+            world: self.world.clone(),
+            blade: blade.clone(),
+            refuses: self.refuses,
+        };
+        let controller = Controller::start(store, nodes).await.unwrap();
+        for name in ["n1", "n2", "n3"] {
+            let beat = HeartbeatRequest {
+                name: name.into(),
+                ..Default::default()
+            };
+            controller.inner.presence.heard(name.parse().unwrap(), beat);
+        }
+        controller
+    }
+
+    /// Run a command to its end under a controller that dies at `falls_at`, and under its successor.
+    /// Answers the operation and whether the blade fell.
+    async fn run(&self, id: &str, command: Command, falls_at: usize) -> (Operation, bool) {
+        let id: OperationId = id.parse().unwrap();
+        let blade = Guillotine::at(falls_at);
+        let first = self.controller(&blade).await;
+        let whole = async {
+            first.begin(id.clone(), command.clone()).await.unwrap();
+            ended(&first, &id).await
+        };
+        tokio::select! {
+            operation = whole => return (operation, false),
+            () = blade.fallen.notified() => {}
+        }
+        let second = self.controller(&Guillotine::at(usize::MAX)).await;
+        // The client saw no answer: it asks again with the same id.
+        second.begin(id.clone(), command).await.unwrap();
+        (ended(&second, &id).await, true)
+    }
+
+    async fn done(&self, id: &str, command: Command) {
+        let (operation, _) = self.run(id, command, usize::MAX).await;
+        assert_eq!(operation.state, State::Done, "{operation:?}");
+    }
+}
+
+async fn ended(controller: &Mortal, id: &OperationId) -> Operation {
+    let wait = async {
+        loop {
+            let o = controller
+                .inner
+                .records
+                .operation(id)
+                .await
+                .unwrap()
+                .unwrap()
+                .record;
+            if !o.is_running() {
+                return o;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait)
+        .await
+        .expect("the operation never ended")
+}
+
+fn create() -> Command {
+    Command::Create {
+        volume: "v".parse().unwrap(),
+        id: node::VolumeId([1; 16]),
+        size_bytes: 4096,
+        node: Some("n1".parse().unwrap()),
+    }
+}
+
+fn add(node: &str) -> Command {
+    Command::AddReplica {
+        volume: "v".parse().unwrap(),
+        node: node.parse().unwrap(),
+        consistency: Consistency::Eventual,
+        rate_bytes_per_second: 0,
+    }
+}
+
+/// Kill the controller at every point of `command`, after `before` has been done, and compare the
+/// fleet and the records with those of a controller that lived.
+async fn survives_every_death(
+    before: &[Command],
+    command: Command,
+    refuses: Option<(&'static str, &'static str)>,
+    end: State,
+) {
+    let mut expected = None;
+    for falls_at in (0..).map(|n| if n == 0 { usize::MAX } else { n - 1 }) {
+        let mut fleet = Fleet::new().await;
+        for (i, command) in before.iter().enumerate() {
+            fleet.done(&format!("before-{i}"), command.clone()).await;
+        }
+        fleet.refuses = refuses;
+        let (operation, fell) = fleet.run("op", command.clone(), falls_at).await;
+        assert_eq!(operation.state, end, "killed at {falls_at}: {operation:?}");
+        let store = Records::open(fleet.store.clone()).await.unwrap();
+        let volumes = store.volumes().await.unwrap();
+        assert!(
+            volumes.iter().all(|v| v.operation.is_none()),
+            "killed at {falls_at}"
+        );
+        let world = fleet.world.lock().unwrap().clone();
+        assert_eq!(world.broken, Vec::<String>::new(), "killed at {falls_at}");
+        let owners = world.copies.values().filter(|c| c.owner).count();
+        assert!(owners <= 1, "killed at {falls_at}: {world:?}");
+        match &expected {
+            None => expected = Some((world, volumes)),
+            Some(e) => assert_eq!((&world, &volumes), (&e.0, &e.1), "killed at {falls_at}"),
+        }
+        if falls_at != usize::MAX && !fell {
+            assert!(
+                falls_at >= 6,
+                "the blade never stood in the way of {command:?}"
+            );
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_killed_creation_is_finished_once() {
+    survives_every_death(&[], create(), None, State::Done).await;
+}
+
+#[tokio::test]
+async fn a_killed_import_learns_the_size() {
+    let import = Command::Import {
+        volume: "v".parse().unwrap(),
+        id: node::VolumeId([1; 16]),
+        node: "n2".parse().unwrap(),
+        path: "/images/v.raw".into(),
+    };
+    survives_every_death(&[], import, None, State::Done).await;
+}
+
+#[tokio::test]
+async fn a_killed_replica_add_is_finished() {
+    survives_every_death(&[create()], add("n2"), None, State::Done).await;
+}
+
+#[tokio::test]
+async fn a_killed_cutover_leaves_one_owner_that_the_other_replicas_follow() {
+    let cutover = Command::Cutover {
+        volume: "v".parse().unwrap(),
+        to: "n2".parse().unwrap(),
+    };
+    survives_every_death(
+        &[create(), add("n2"), add("n3")],
+        cutover,
+        None,
+        State::Done,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_killed_resize_is_finished_on_every_copy() {
+    let resize = Command::Resize {
+        volume: "v".parse().unwrap(),
+        size_bytes: 8192,
+    };
+    survives_every_death(&[create(), add("n2")], resize, None, State::Done).await;
+}
+
+#[tokio::test]
+async fn a_killed_deletion_leaves_nothing() {
+    let delete = Command::Delete {
+        volume: "v".parse().unwrap(),
+    };
+    survives_every_death(&[create(), add("n2")], delete, None, State::Done).await;
+}
+
+#[tokio::test]
+async fn a_refused_creation_gives_the_name_back() {
+    survives_every_death(&[], create(), Some(("n1", "create")), State::Failed).await;
+}
+
+#[tokio::test]
+async fn a_replica_whose_start_is_refused_is_taken_back() {
+    survives_every_death(&[create()], add("n2"), Some(("n1", "start")), State::Failed).await;
+}
+
+#[tokio::test]
+async fn an_id_used_for_another_command_is_refused() {
+    let fleet = Fleet::new().await;
+    fleet.done("op", create()).await;
+    let controller = fleet.controller(&Guillotine::at(usize::MAX)).await;
+    let e = controller
+        .begin("op".parse().unwrap(), add("n2"))
+        .await
+        .unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Exists);
+    assert!(e.to_string().contains("volume create v"), "{e}");
+}
+
+#[test]
+fn an_owner_that_lost_a_replica_is_reminded_only_when_nothing_is_under_way() {
+    let mut v = crate::fleet::Volume {
+        name: "v".parse().unwrap(),
+        id: node::VolumeId([1; 16]),
+        size_bytes: 4096,
+        image_path: None,
+        status: crate::fleet::Status::Ready,
+        owner: "n1".parse().unwrap(),
+        generation: 1,
+        replicas: vec![crate::fleet::Replica {
+            node: "n2".parse().unwrap(),
+            consistency: Consistency::Eventual,
+            rate_bytes_per_second: 0,
+        }],
+        forwarding_from: None,
+        operation: None,
+    };
+    let mut said = proto::v1::VolumeReport::default();
+    said.set_role(proto::v1::VolumeRole::Owner);
+    assert_eq!(reconcile::forgotten(&v, &said).len(), 1);
+    v.operation = Some("op".parse().unwrap());
+    assert_eq!(reconcile::forgotten(&v, &said).len(), 0);
+    v.operation = None;
+    said.set_role(proto::v1::VolumeRole::Forwarding);
+    assert_eq!(reconcile::forgotten(&v, &said).len(), 0);
+}
