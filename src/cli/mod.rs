@@ -4,10 +4,19 @@
 //! [`Failure`] that says what was asked, what happened and what to do. The exit code is 0, 1
 //! (failed) or 2 (usage).
 
+mod attach;
 mod client;
+mod controller;
+mod cutover;
+mod events;
 mod failure;
 mod nodes;
+mod operation;
 mod out;
+mod progress;
+mod replica;
+mod size;
+mod volume;
 
 pub use failure::Failure;
 pub use out::{Out, Output};
@@ -47,8 +56,28 @@ pub struct Global {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
+    /// Run the controller, which decides and never touches a block
+    Controller(controller::Args),
+    /// Make, adopt, list, grow and delete volumes
+    #[command(subcommand)]
+    Volume(volume::Verb),
+    /// Print where a volume is served, and the lines for QEMU and libvirt
+    Attach {
+        /// Which volume
+        volume: String,
+    },
+    /// Keep copies of a volume on other nodes
+    #[command(subcommand)]
+    Replica(replica::Verb),
+    /// Move a volume to another node while its guest runs
+    Cutover(cutover::Args),
     /// List the nodes that registered, and what they hold
     NodeList,
+    /// Show what happened in the fleet
+    Events(events::Args),
+    /// List and follow commands on their way
+    #[command(subcommand)]
+    Operation(operation::Verb),
 }
 
 /// Run the command line of this process.
@@ -71,9 +100,30 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli, out: &Out) -> Result<(), Failure> {
     let Cli { global, verb } = cli;
+    let controller = global.controller.as_str();
     match verb {
-        Verb::NodeList => block_on(nodes::list(&global.controller, out)),
+        Verb::Controller(args) => {
+            log_to_stderr();
+            block_on(controller::run(args, out))
+        }
+        Verb::Volume(verb) => block_on(volume::run(verb, controller, out)),
+        Verb::Attach { volume } => block_on(attach::run(volume, controller, out)),
+        Verb::Replica(verb) => block_on(replica::run(verb, controller, out)),
+        Verb::Cutover(args) => block_on(cutover::run(args, controller, out)),
+        Verb::NodeList => block_on(nodes::list(controller, out)),
+        Verb::Events(args) => block_on(events::run(args, controller, out)),
+        Verb::Operation(verb) => block_on(operation::run(verb, controller, out)),
     }
+}
+
+/// Daemons log to standard error, as much as `RUST_LOG` asks for.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 /// Run a verb that talks to the controller.

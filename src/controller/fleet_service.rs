@@ -4,7 +4,7 @@ use super::{Controller, Nodes, convert};
 use crate::fleet::OperationId;
 use crate::store::Store;
 use node::service::to_status;
-use node::{Error, ErrorKind, Result, VolumeId, VolumeName};
+use node::{Error, ErrorKind, Result, VolumeName};
 use proto::v1::fleet_server::Fleet;
 use proto::v1::{self, Operation, OperationState};
 use std::pin::Pin;
@@ -24,7 +24,7 @@ type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl<S: Store, N: Nodes> Controller<S, N> {
     async fn start_command(&self, r: v1::StartRequest) -> Result<Operation> {
         let id: OperationId = r.operation_id.parse()?;
-        let command = convert::command(r.command, VolumeId::from_random(rand_bytes()?))?;
+        let command = convert::command(r.command, crate::identity::draw()?)?;
         let operation = self.begin(id, command).await?;
         Ok(convert::operation(&operation))
     }
@@ -170,14 +170,6 @@ fn limit(asked: u32) -> usize {
         0 => LIMIT_DEFAULT,
         n => n.min(LIMIT_MOST),
     }
-}
-
-fn rand_bytes() -> Result<[u8; 16]> {
-    let mut bytes = [0; 16];
-    std::fs::File::open("/dev/urandom")
-        .and_then(|mut f| std::io::Read::read_exact(&mut f, &mut bytes))
-        .map_err(|e| Error::io("draw an identity from /dev/urandom", e))?;
-    Ok(bytes)
 }
 
 fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {

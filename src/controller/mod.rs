@@ -23,7 +23,7 @@ mod registry;
 mod server;
 
 pub use config::Config;
-pub use nodes::{Call, GrpcNodes, Nodes, Request};
+pub use nodes::{Call, GrpcNodes, Nodes, Request, consistency};
 pub use server::serve;
 
 use crate::store::Store;
