@@ -47,10 +47,17 @@ pub struct Cli {
 pub struct Global {
     /// The controller to ask
     #[arg(long, global = true, value_name = "ADDR:PORT", env = "FORERUN_CONTROLLER",
-          default_value = CONTROLLER_DEFAULT)]
+          default_value = CONTROLLER_DEFAULT, help_heading = "Global options")]
     controller: String,
-    /// How to print: for people or for machines
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "table")]
+    /// How to print: table, for people, or json, for machines
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "table",
+        hide_possible_values = true,
+        help_heading = "Global options"
+    )]
     output: Output,
 }
 
