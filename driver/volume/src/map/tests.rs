@@ -1,3 +1,5 @@
+//! The dirty map and its snapshots against a set of blocks, the simplest thing that is right.
+
 use super::*;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
