@@ -100,6 +100,11 @@ impl Ledger {
         self.plan_at(Task::Read, (offset / u64::from(self.io_bytes)) as usize)
     }
 
+    /// Plan a write of the slot at `offset`; a read, if a change is in flight there.
+    pub fn write_at(&mut self, offset: u64) -> Planned {
+        self.plan_at(Task::Write, (offset / u64::from(self.io_bytes)) as usize)
+    }
+
     fn plan_at(&mut self, task: Task, slot: usize) -> Planned {
         let offset = slot as u64 * u64::from(self.io_bytes);
         let known = &mut self.slots[slot];

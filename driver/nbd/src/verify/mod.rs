@@ -5,7 +5,7 @@
 //! ```text
 //! Ledger (pure)   what each slot of the disk may hold: last acknowledged, last submitted
 //! Verifier        two threads on one connection: one sends at a pace, one receives and judges
-//! compare         the whole disk against the ledger, byte for byte
+//! fill, compare   the whole disk: written once; read and held against the ledger, byte for byte
 //! ```
 //!
 //! A ledger outlives connections: after a connection is lost its requests in flight are written
@@ -13,9 +13,11 @@
 
 mod ledger;
 mod runner;
+mod whole;
 
 pub use ledger::{Ledger, Planned, Task};
-pub use runner::{Comparison, Latency, Report, Verifier, Workload, compare};
+pub use runner::{Latency, Report, Verifier, Workload};
+pub use whole::{Comparison, compare, fill};
 
 #[cfg(test)]
 mod tests;

@@ -14,10 +14,7 @@ use crate::codec::{Command, CommandFlags, Cookie};
 
 /// Sentences about what went wrong that are kept: the first tell what happened, the rest only how
 /// often.
-const COMPLAINTS_MAX: usize = 20;
-
-/// Bytes of one read when a whole disk is compared.
-const COMPARE_BYTES: usize = 1 << 20;
+pub(super) const COMPLAINTS_MAX: usize = 20;
 
 /// Digits of the latency histograms.
 const DIGITS: u8 = 3;
@@ -332,58 +329,4 @@ fn receive(shared: &Shared, mut receiver: Receiver) {
         drop(state);
         shared.changed.notify_all();
     }
-}
-
-/// A whole disk against its record.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Comparison {
-    /// Bytes compared.
-    pub bytes: u64,
-    /// Sectors that hold what they may not.
-    pub mismatches: u64,
-    /// I/Os whose bytes are not known, because a change's outcome is not. They are judged by their
-    /// stamps, but not compared.
-    pub unknown: u64,
-    /// The first mismatches in words.
-    pub complaints: Vec<String>,
-}
-
-impl Comparison {
-    /// Whether every byte is as recorded.
-    #[must_use]
-    pub fn identical(&self) -> bool {
-        self.mismatches == 0 && self.unknown == 0
-    }
-}
-
-/// Read the whole disk and compare it with the record, byte for byte. Nothing may be in flight.
-pub fn compare(client: &mut Client, ledger: &mut Ledger) -> Result<Comparison> {
-    let io = ledger.io_bytes() as usize;
-    let mut found = vec![0; COMPARE_BYTES.next_multiple_of(io)];
-    let mut expected = vec![0; io];
-    let mut result = Comparison::default();
-    while result.bytes < ledger.covers() {
-        let n = found.len().min((ledger.covers() - result.bytes) as usize);
-        client.read(result.bytes, &mut found[..n])?;
-        for data in found[..n].chunks(io) {
-            let offset = result.bytes;
-            let known = ledger.expected(offset, &mut expected);
-            if !known || data != &expected[..] {
-                let planned = ledger.read_at(offset);
-                let mut wrong: Vec<_> = ledger
-                    .judge(&planned, data)
-                    .map(|(lba, verdict)| format!("sector {lba}: {verdict:?}"))
-                    .collect();
-                if known && wrong.is_empty() {
-                    wrong.push(format!("bytes at {offset} differ under right stamps"));
-                }
-                result.unknown += u64::from(!known);
-                result.mismatches += wrong.len() as u64;
-                let room = COMPLAINTS_MAX.saturating_sub(result.complaints.len());
-                result.complaints.extend(wrong.into_iter().take(room));
-            }
-            result.bytes += io as u64;
-        }
-    }
-    Ok(result)
 }

@@ -3,7 +3,7 @@
 use crate::server::{Disk, Server};
 use block::VolumeId;
 use nbd::client::Client;
-use nbd::verify::{Ledger, Verifier, Workload, compare};
+use nbd::verify::{Ledger, Verifier, Workload, compare, fill};
 use std::time::Duration;
 
 const VOLUME: VolumeId = VolumeId([5; 16]);
@@ -60,6 +60,23 @@ fn a_good_disk_is_verified_to_the_last_byte() {
     client.write(8192 + 101, b"\x01", false).unwrap();
     let result = compare(&mut client, &mut ledger).unwrap();
     assert!(result.mismatches >= 1, "{result:?}");
+}
+
+#[test]
+fn a_filled_disk_is_as_recorded() {
+    let server = Server::start(Disk::new(SIZE as usize));
+    let mut client = Client::connect(&workload(&server).uri, &[], Duration::from_secs(10)).unwrap();
+    let mut ledger = ledger();
+    fill(&mut client, &mut ledger, 3 << 20).unwrap();
+    let content = server.disk.content();
+    assert!(
+        content[..3 << 20]
+            .chunks(512)
+            .all(|s| s.iter().any(|b| *b != 0))
+    );
+    assert!(content[3 << 20..].iter().all(|b| *b == 0));
+    let result = compare(&mut client, &mut ledger).unwrap();
+    assert!(result.identical() && result.bytes == SIZE, "{result:?}");
 }
 
 #[test]
