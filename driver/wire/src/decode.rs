@@ -22,14 +22,6 @@ pub struct Frame<'a> {
     pub message: Message<'a>,
 }
 
-impl Frame<'_> {
-    /// The CRC of the body, which an epoch's digest is made of.
-    #[must_use]
-    pub fn body_crc(&self) -> u32 {
-        self.header.body_crc
-    }
-}
-
 /// Reads one direction of one connection.
 ///
 /// Take the buffer with [`Decoder::take_buffer`], let the transport append to it, give it back, and
@@ -80,6 +72,16 @@ impl Decoder {
 
     /// The next whole frame, `None` if more must be received first.
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>> {
+        let Some(header) = self.advance()? else {
+            return Ok(None);
+        };
+        let message = self.message(&header)?;
+        Ok(Some(Frame { header, message }))
+    }
+
+    /// Step over the next whole frame, `None` if more must be received first. For those who must
+    /// wait between the two: [`Decoder::message`] then reads it.
+    pub fn advance(&mut self) -> Result<Option<Header>> {
         let rest = &self.buf[self.start..];
         let Some((head, rest)) = rest.split_first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
@@ -98,8 +100,7 @@ impl Decoder {
         if rest.len() < header.body_len {
             return Ok(None);
         }
-        let body = &rest[..header.body_len];
-        if crc32fast::hash(body) != header.body_crc {
+        if crc32fast::hash(&rest[..header.body_len]) != header.body_crc {
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 "replication frame: body checksum does not match",
@@ -107,8 +108,15 @@ impl Decoder {
         }
         self.sequence += 1;
         self.start += HEADER_BYTES + header.body_len;
-        let message = parse(header.kind, body)?;
-        Ok(Some(Frame { header, message }))
+        Ok(Some(header))
+    }
+
+    /// The message of the frame that [`Decoder::advance`] stepped over last. The buffer must not
+    /// have been taken since.
+    pub fn message(&self, header: &Header) -> Result<Message<'_>> {
+        let body = self.start.checked_sub(header.body_len);
+        let body = body.and_then(|from| self.buf.get(from..self.start));
+        parse(header.kind, body.ok_or_else(|| protocol("no frame"))?)
     }
 }
 

@@ -112,8 +112,8 @@ pub struct Header {
     pub sequence: u64,
     /// Bytes of the body.
     pub body_len: usize,
-    /// CRC of the body.
-    pub(crate) body_crc: u32,
+    /// CRC of the body; an epoch's digest is made of these.
+    pub body_crc: u32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

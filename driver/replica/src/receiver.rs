@@ -1,0 +1,243 @@
+//! The receiving side of one replica.
+//!
+//! ```text
+//!   open: redo a committed epoch, or drop what was staged
+//!   serve, a connection:
+//!     fence (durably) ─► HelloAck ─► frames
+//!
+//!     seeding     Data/Zero ─► image;            watermark: image sync, record
+//!     first epoch Data/Zero ─► image;            end: image sync, record, EpochAck
+//!     epoch       Data/Zero ─► staging;          end: staging sync, record (commit),
+//!                                                     apply, image sync, EpochAck, record
+//!     mirror      Mirror*   ─► staging (other lane), answered one by one; end: as an epoch
+//! ```
+//!
+//! Work on the disks goes on while frames arrive; what must not overlap waits for it. When a
+//! connection ends, whatever was given to a disk is awaited before anything else may begin, so no
+//! write of a dead connection can land late.
+
+mod session;
+
+use crate::link::{self, Incoming};
+use crate::record::{Record, State, Store};
+use crate::seam::Target;
+use crate::staging::Lane;
+use block::{Disk, Epoch, Error, ErrorKind, Generation, Result, Transport, VolumeId};
+use futures_util::future::{Either, select};
+use std::cell::Cell;
+use std::pin::pin;
+
+/// The files of a replica.
+pub struct Files<D> {
+    /// The copy.
+    pub image: D,
+    /// The epoch being received; [`crate::staging_bytes`] says how large.
+    pub staging: D,
+    /// The record: 8 KiB.
+    pub replica: D,
+}
+
+/// One replica on the receiving node. It serves one connection at a time.
+pub struct Receiver<D, G> {
+    volume: VolumeId,
+    size: u64,
+    image: D,
+    staging: D,
+    store: Store<D>,
+    target: G,
+    /// A sync failed: what is on the disks is not known until they are opened again.
+    poisoned: Cell<bool>,
+}
+
+impl<D: Disk, G: Target> Receiver<D, G> {
+    /// Open a replica, finishing the epoch that was being applied.
+    pub async fn open(
+        volume: VolumeId,
+        size: u64,
+        files: Files<D>,
+        target: G,
+    ) -> Result<Receiver<D, G>> {
+        if files.image.size() != size {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "the replica image of volume {volume} has {} bytes, the volume {size}: \
+                     recreate the replica",
+                    files.image.size()
+                ),
+            ));
+        }
+        let store = Store::open(files.replica, volume, size).await?;
+        let receiver = Receiver {
+            volume,
+            size,
+            image: files.image,
+            staging: files.staging,
+            store,
+            target,
+            poisoned: Cell::new(false),
+        };
+        receiver.recover().await?;
+        Ok(receiver)
+    }
+
+    /// What the copy is.
+    pub fn record(&self) -> Record {
+        self.store.get()
+    }
+
+    async fn recover(&self) -> Result<()> {
+        let State::Committed { next, end } = self.store.get().state else {
+            return Ok(());
+        };
+        let lane = Lane::new(&self.staging, self.volume, next, end);
+        match self.apply(&lane, next).await {
+            // The copy is now neither one epoch nor the other; comparing repairs it.
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                tracing::error!(volume = %self.volume, "replica must be compared anew: {e}");
+                self.store.set(State::Empty).await
+            }
+            result => result,
+        }
+    }
+
+    /// Put a committed log onto the image and record that the copy is at `next`.
+    async fn apply(&self, lane: &Lane<'_, D>, next: Epoch) -> Result<()> {
+        lane.apply(&self.image).await?;
+        self.sync(&self.image, "image").await?;
+        self.applied(next).await
+    }
+
+    async fn applied(&self, epoch: Epoch) -> Result<()> {
+        let record = Record {
+            epoch,
+            state: State::Consistent,
+            ..self.store.get()
+        };
+        self.save(record).await
+    }
+
+    async fn save(&self, record: Record) -> Result<()> {
+        self.latch(self.store.save(record).await)
+    }
+
+    async fn sync(&self, disk: &D, what: &str) -> Result<()> {
+        let result = disk.sync().await.map_err(|e| {
+            Error::new(
+                ErrorKind::Poisoned,
+                format!("make the replica's {what} durable: {e}"),
+            )
+        });
+        self.latch(result)
+    }
+
+    fn latch<R>(&self, result: Result<R>) -> Result<R> {
+        if result.is_err() {
+            self.poisoned.set(true);
+        }
+        result
+    }
+
+    fn alive(&self) -> Result<()> {
+        if self.poisoned.get() {
+            return Err(Error::new(
+                ErrorKind::Poisoned,
+                format!(
+                    "replica of volume {}: an earlier sync failed; check the disk and restart the \
+                     node",
+                    self.volume
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Serve a connection to its end, which is always an error: at best that the peer went away. To
+    /// end it earlier, break the transport; do not drop the future, its writes would go on alone.
+    pub async fn serve<T: Transport>(&self, incoming: Incoming<T>) -> Error {
+        let Incoming {
+            link,
+            mut decoder,
+            hello,
+            generation,
+            ..
+        } = incoming;
+        let epoch = self.store.get().epoch;
+        let result = async {
+            self.alive()?;
+            // An apply that failed for want of space or a bad sector is tried again first.
+            self.recover().await?;
+            let version = self.check(&hello)?;
+            link.set_version(version);
+            let owned = self.fence(generation).await?;
+            let mut session = session::Serving::new(self, &link, generation, owned);
+            let result = {
+                let frames = pin!(session.run(&mut decoder, version));
+                let writer = pin!(link.write_loop());
+                match select(frames, writer).await {
+                    Either::Left((result, _)) => result,
+                    Either::Right((result, _)) => result,
+                }
+            };
+            // Whatever the disks were given is awaited. Answers that nobody will read must not be.
+            session.settle().await;
+            result
+        }
+        .await;
+        let error = match result {
+            Ok(()) => Error::new(ErrorKind::Disconnected, "the replication link has closed"),
+            Err(e) => e,
+        };
+        if error.kind() != ErrorKind::Disconnected {
+            link::tell(&link, epoch, &error).await;
+        }
+        error
+    }
+
+    fn check(&self, hello: &wire::Hello) -> Result<u8> {
+        if hello.volume != self.volume || hello.size != self.size {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "this replica is of volume {} with {} bytes, the source offers {} with {}",
+                    self.volume, self.size, hello.volume, hello.size
+                ),
+            ));
+        }
+        wire::negotiate(hello.oldest, hello.newest)
+    }
+
+    /// Refuse a former owner, and remember the generation before anything is answered. The answer
+    /// says whether this node owns the volume by now.
+    async fn fence(&self, generation: Generation) -> Result<Option<Generation>> {
+        let record = self.store.get();
+        if generation < record.generation {
+            return Err(Error::new(
+                ErrorKind::Fenced,
+                format!(
+                    "volume {}: the source speaks for generation {generation}, but generation {} \
+                     was seen: it is a former owner",
+                    self.volume, record.generation
+                ),
+            ));
+        }
+        if let Some(owned) = self.target.owned().filter(|owned| *owned >= generation) {
+            return Ok(Some(owned));
+        }
+        self.target.observe(generation).await?;
+        if generation > record.generation {
+            // A volume that somebody else took over while this node owned it may have diverged.
+            let state = match record.state {
+                State::HandedOver { next } if generation > next => State::Empty,
+                state => state,
+            };
+            self.save(Record {
+                generation,
+                state,
+                ..record
+            })
+            .await?;
+        }
+        Ok(None)
+    }
+}

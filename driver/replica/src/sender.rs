@@ -1,0 +1,324 @@
+//! The sending side of one replica.
+//!
+//! A [`Sender`] lives as long as the replica does and remembers what was rotated and is not known to
+//! be committed. A [`Session`] is one connection of it. [`Sender::connect`] opens one and runs the
+//! caller's work beside the loops that read and write the socket:
+//!
+//! ```text
+//!   connect ─ Hello/HelloAck ─► work: catch_up (seed if needed, one increment)
+//!                                     increment, again and again
+//!                                     cutover
+//! ```
+//!
+//! Whether the epoch that was on its way when a connection broke has arrived is learned from the
+//! next HelloAck: if so it is committed, if not its blocks go back to what the replica lacks.
+
+mod chunk;
+mod increment;
+mod seed;
+
+pub use increment::Increment;
+pub use seed::Seeding;
+
+use crate::content::Packer;
+use crate::inbox::Inbox;
+use crate::link::{self, Link};
+use crate::pacer::Pacer;
+use crate::seam::{Pending, Source};
+use block::{
+    AlignedBuf, Clock, Disk, Epoch, Error, ErrorKind, Generation, Result, Transport, VolumeId,
+};
+use futures_util::future::{Either, select};
+use std::cell::{Cell, RefCell};
+use std::pin::pin;
+use std::time::Duration;
+use wire::{Decoder, Encoder, Hello, HelloAck, Message, ReplicaState, SessionId};
+
+/// How a sender goes about it.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// Bytes a second, at most.
+    pub rate: Option<u64>,
+    /// Shrink with zstd what shrinks. Costs a core; pays on any link slower than zstd.
+    pub compress: bool,
+    /// Bytes between two durable watermarks of a seeding: what is sent again after a disconnect.
+    pub watermark_every: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning {
+            rate: None,
+            compress: true,
+            watermark_every: 64 << 20,
+        }
+    }
+}
+
+/// What a sender tells its observer as it goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Event {
+    /// A seeding goes on.
+    Seeding(Progress),
+    /// An epoch is being sent.
+    Increment(Epoch, Progress),
+}
+
+/// How far a transfer is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    /// Bytes of the volume dealt with.
+    pub done: u64,
+    /// Of so many.
+    pub total: u64,
+    /// Bytes put on the wire.
+    pub sent: u64,
+    /// Since it began or resumed.
+    pub elapsed: Duration,
+}
+
+impl Progress {
+    /// Bytes of the volume dealt with each second.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        self.done as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+
+    /// Time left at this rate; `None` before there is one.
+    #[must_use]
+    pub fn eta(&self) -> Option<Duration> {
+        let left = self.total.saturating_sub(self.done);
+        (self.done > 0).then(|| Duration::from_secs_f64((left as f64 / self.rate()).min(1e9)))
+    }
+}
+
+/// The sending side of one replica.
+pub struct Sender<S: Source, D, C> {
+    pub(crate) volume: VolumeId,
+    pub(crate) size: u64,
+    /// The volume.
+    pub source: S,
+    pub(crate) image: D,
+    /// Time.
+    pub clock: C,
+    pub(crate) tuning: Tuning,
+    pub(crate) pacer: Pacer,
+    pub(crate) packer: RefCell<Packer>,
+    /// Rotated, and not known to be committed.
+    pub(crate) held: RefCell<Option<S::Snapshot>>,
+    /// Buffers to read into; as many as there are chunks in flight.
+    pub(crate) spare: RefCell<Vec<AlignedBuf>>,
+    observer: Box<dyn Fn(&Event)>,
+}
+
+impl<S: Source, D: Disk, C: Clock> Sender<S, D, C> {
+    /// A sender that reads `image` of `volume`.
+    pub fn new(
+        volume: VolumeId,
+        source: S,
+        image: D,
+        clock: C,
+        tuning: Tuning,
+        observer: impl Fn(&Event) + 'static,
+    ) -> Result<Sender<S, D, C>> {
+        Ok(Sender {
+            volume,
+            size: image.size(),
+            source,
+            image,
+            clock,
+            tuning,
+            pacer: Pacer::new(tuning.rate),
+            packer: RefCell::new(Packer::new(tuning.compress)?),
+            held: RefCell::new(None),
+            spare: RefCell::default(),
+            observer: Box::new(observer),
+        })
+    }
+
+    pub(crate) fn tell(&self, event: Event) {
+        (self.observer)(&event);
+    }
+
+    /// Open a session over a fresh connection, do `work` in it, and end it. `id` names the session
+    /// and must not repeat.
+    pub async fn connect<T: Transport, R>(
+        &self,
+        transport: T,
+        id: SessionId,
+        work: impl AsyncFnOnce(&Session<'_, S, D, C, T>) -> Result<R>,
+    ) -> Result<R> {
+        let generation = self.source.generation();
+        let link = Link::new(transport, Encoder::new(id), generation);
+        let mut decoder = Decoder::new();
+        let hello = Message::Hello(Hello {
+            oldest: wire::OLDEST_VERSION,
+            newest: wire::VERSION,
+            volume: self.volume,
+            size: self.size,
+        });
+        link.send(self.source.epoch(), &hello).await?;
+        link.flush().await?;
+        let header = link.next(&mut decoder).await?;
+        let ack = match decoder.message(&header)? {
+            Message::HelloAck(ack) => ack,
+            Message::Error { kind, sentence } => {
+                let e = format!("the receiver refused the connection: {sentence}");
+                return Err(Error::new(kind.error_kind(), e));
+            }
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::Protocol,
+                    "the receiver said no hello",
+                ));
+            }
+        };
+        link.set_version(wire::negotiate(ack.version, ack.version)?);
+        let session = Session {
+            sender: self,
+            link,
+            inbox: Inbox::default(),
+            peer: Cell::new(Peer {
+                generation: header.generation,
+                epoch: header.epoch,
+                state: ack.state,
+            }),
+            hello: ack,
+            mirrored: RefCell::default(),
+        };
+        let result = {
+            let work = pin!(async {
+                session.reconcile().await?;
+                work(&session).await
+            });
+            let pump = pin!(session.pump(&mut decoder));
+            match select(pump, work).await {
+                Either::Left((error, _)) => Err(error),
+                Either::Right((result, _)) => result,
+            }
+        };
+        match &result {
+            Ok(_) => session.link.flush().await.unwrap_or(()),
+            Err(e) if e.kind() == ErrorKind::Disconnected => {}
+            Err(e) => link::tell(&session.link, Epoch(0), e).await,
+        }
+        result
+    }
+}
+
+/// What is known of the receiver's copy.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer {
+    pub(crate) generation: Generation,
+    pub(crate) epoch: Epoch,
+    pub(crate) state: ReplicaState,
+}
+
+/// One connection of a [`Sender`].
+pub struct Session<'a, S: Source, D, C, T> {
+    pub(crate) sender: &'a Sender<S, D, C>,
+    pub(crate) link: Link<T>,
+    pub(crate) inbox: Inbox,
+    pub(crate) peer: Cell<Peer>,
+    pub(crate) hello: HelloAck,
+    pub(crate) mirrored: RefCell<crate::mirror::Mirrored>,
+}
+
+impl<S: Source, D: Disk, C: Clock, T: Transport> Session<'_, S, D, C, T> {
+    /// The generation in which the receiver owns the volume, if it does.
+    pub fn owner(&self) -> Option<Generation> {
+        let peer = self.peer.get();
+        (peer.state == ReplicaState::Owner).then_some(peer.generation)
+    }
+
+    /// Bytes put on the wire in this session.
+    pub fn sent(&self) -> u64 {
+        self.link.sent()
+    }
+
+    /// Read and write the socket until that fails.
+    async fn pump(&self, decoder: &mut Decoder) -> Error {
+        let reads = pin!(async {
+            loop {
+                let header = self.link.next(decoder).await?;
+                let message = decoder.message(&header)?;
+                self.inbox.take(header.epoch, &message, |id, errno| {
+                    let result = if errno == 0 { Ok(()) } else { Err(errno) };
+                    self.sender.source.mirrored(id, result);
+                })?;
+            }
+        });
+        let reads: std::pin::Pin<&mut dyn Future<Output = Result<()>>> = reads;
+        match select(reads, pin!(self.link.write_loop())).await {
+            Either::Left((r, _)) | Either::Right((r, _)) => r.err(),
+        }
+        .unwrap_or_else(|| Error::new(ErrorKind::Broken, "the link's loop ended by itself"))
+    }
+
+    /// Settle the epoch that was on its way when the last connection broke.
+    async fn reconcile(&self) -> Result<()> {
+        let peer = self.peer.get();
+        let source = &self.sender.source;
+        let held = self.sender.held.borrow().as_ref().map(Pending::epoch);
+        let Some(epoch) = held else { return Ok(()) };
+        if peer.state == ReplicaState::Consistent && peer.epoch >= epoch {
+            source.committed(epoch).await?;
+        } else {
+            source.abandon(epoch).await?;
+        }
+        *self.sender.held.borrow_mut() = None;
+        Ok(())
+    }
+
+    /// Whether the receiver's copy can be built on with increments.
+    fn needs_seeding(&self) -> bool {
+        let peer = self.peer.get();
+        match (peer.state, self.sender.source.cursor()) {
+            (ReplicaState::Consistent, Some(cursor)) => peer.epoch < cursor,
+            (ReplicaState::Seeding { seed, watermark }, Some(cursor)) => {
+                seed != cursor.0 || watermark < self.sender.size
+            }
+            _ => true,
+        }
+    }
+
+    /// Bring the receiver to a point in time of now: seed if it must be, then one increment.
+    pub async fn catch_up(&self) -> Result<(Option<Seeding>, Increment)> {
+        if let Some(generation) = self.owner() {
+            return Err(Error::new(
+                ErrorKind::NotOwner,
+                format!("the receiver owns the volume in generation {generation}"),
+            ));
+        }
+        let seeding = if self.needs_seeding() {
+            Some(self.seed().await?)
+        } else {
+            None
+        };
+        Ok((seeding, self.increment().await?))
+    }
+
+    /// Send an increment every `interval` until something fails.
+    pub async fn follow(&self, interval: Duration, done: impl Fn(&Increment)) -> Result<()> {
+        loop {
+            let began = self.sender.clock.now();
+            done(&self.increment().await?);
+            let spent = self.sender.clock.now().since(began);
+            self.sender
+                .clock
+                .sleep(interval.saturating_sub(spent))
+                .await;
+        }
+    }
+
+    /// Ask the receiver whether it is there, and how long the question takes.
+    pub async fn ping(&self) -> Result<Duration> {
+        let began = self.sender.clock.now();
+        let pongs = self.inbox.pongs.get();
+        self.link.send(Epoch(0), &Message::Ping).await?;
+        self.inbox
+            .wait(|i| (i.pongs.get() > pongs).then_some(()))
+            .await;
+        Ok(self.sender.clock.now().since(began))
+    }
+}

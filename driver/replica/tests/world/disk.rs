@@ -1,0 +1,149 @@
+//! A disk that forgets what was not synced.
+
+use super::{Dice, pause};
+use block::{AlignedBuf, Disk, Error, Result};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+const PAGE: usize = 4096;
+
+struct Inner {
+    /// What reads see.
+    now: RefCell<Vec<u8>>,
+    /// What survives a power cut for certain.
+    durable: RefCell<Vec<u8>>,
+    written: RefCell<Vec<bool>>,
+    /// Pages written since the last sync.
+    unsynced: RefCell<Vec<usize>>,
+    dice: Dice,
+    /// Writes, zeroes and syncs left before the power fails; shared by the disks of one machine.
+    power: Rc<Cell<u64>>,
+    pub bytes_written: Cell<u64>,
+}
+
+#[derive(Clone)]
+pub struct MemDisk(Rc<Inner>);
+
+pub fn forever() -> Rc<Cell<u64>> {
+    Rc::new(Cell::new(u64::MAX))
+}
+
+impl MemDisk {
+    pub fn new(size: u64, dice: &Dice, power: &Rc<Cell<u64>>) -> MemDisk {
+        MemDisk(Rc::new(Inner {
+            now: RefCell::new(vec![0; size as usize]),
+            durable: RefCell::new(vec![0; size as usize]),
+            written: RefCell::new(vec![false; (size as usize).div_ceil(PAGE)]),
+            unsynced: RefCell::default(),
+            dice: dice.clone(),
+            power: power.clone(),
+            bytes_written: Cell::new(0),
+        }))
+    }
+
+    pub fn content(&self) -> Vec<u8> {
+        self.0.now.borrow().clone()
+    }
+
+    pub fn bytes_written(&self) -> u64 {
+        self.0.bytes_written.get()
+    }
+
+    /// Write at once, as the guest's own path does.
+    pub fn poke(&self, offset: u64, bytes: &[u8]) {
+        let at = offset as usize;
+        self.0.now.borrow_mut()[at..at + bytes.len()].copy_from_slice(bytes);
+        for page in at / PAGE..(at + bytes.len()).div_ceil(PAGE) {
+            self.0.written.borrow_mut()[page] = true;
+            self.0.unsynced.borrow_mut().push(page);
+        }
+    }
+
+    pub fn peek(&self, offset: u64, len: usize) -> Vec<u8> {
+        self.0.now.borrow()[offset as usize..offset as usize + len].to_vec()
+    }
+
+    /// The power fails: each page that was not synced is kept or lost, as the dice say.
+    pub fn power_cut(&self) {
+        let mut now = self.0.now.borrow_mut();
+        let mut durable = self.0.durable.borrow_mut();
+        for page in std::mem::take(&mut *self.0.unsynced.borrow_mut()) {
+            let range = page * PAGE..((page + 1) * PAGE).min(now.len());
+            if self.0.dice.roll(2) == 0 {
+                durable[range.clone()].copy_from_slice(&now[range]);
+            }
+        }
+        now.copy_from_slice(&durable);
+    }
+
+    fn spend(&self) -> Result<()> {
+        let left = self.0.power.get();
+        if left == 0 {
+            return Err(Error::errno("the power is off", 5));
+        }
+        self.0.power.set(left - 1);
+        Ok(())
+    }
+}
+
+impl Disk for MemDisk {
+    fn size(&self) -> u64 {
+        self.0.now.borrow().len() as u64
+    }
+
+    async fn read(&self, offset: u64, mut buf: AlignedBuf) -> (Result<()>, AlignedBuf) {
+        pause(self.0.dice.roll(3)).await;
+        let at = offset as usize;
+        let len = buf.len();
+        buf.copy_from_slice(&self.0.now.borrow()[at..at + len]);
+        pause(self.0.dice.roll(3)).await;
+        (Ok(()), buf)
+    }
+
+    async fn write(&self, offset: u64, buf: AlignedBuf) -> (Result<()>, AlignedBuf) {
+        pause(self.0.dice.roll(4)).await;
+        if let Err(e) = self.spend() {
+            return (Err(e), buf);
+        }
+        self.poke(offset, &buf);
+        self.0
+            .bytes_written
+            .set(self.0.bytes_written.get() + buf.len() as u64);
+        (Ok(()), buf)
+    }
+
+    async fn zero(&self, offset: u64, len: u64) -> Result<()> {
+        pause(self.0.dice.roll(2)).await;
+        self.spend()?;
+        self.poke(offset, &vec![0; len as usize]);
+        for page in offset as usize / PAGE..(offset + len) as usize / PAGE {
+            self.0.written.borrow_mut()[page] = false;
+        }
+        Ok(())
+    }
+
+    async fn sync(&self) -> Result<()> {
+        let pages = std::mem::take(&mut *self.0.unsynced.borrow_mut());
+        pause(self.0.dice.roll(4)).await;
+        self.spend()?;
+        let now = self.0.now.borrow();
+        let mut durable = self.0.durable.borrow_mut();
+        for page in pages {
+            let range = page * PAGE..((page + 1) * PAGE).min(now.len());
+            durable[range.clone()].copy_from_slice(&now[range]);
+        }
+        Ok(())
+    }
+
+    async fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>> {
+        let written = self.0.written.borrow();
+        let first = offset as usize / PAGE;
+        let Some(start) = (first..written.len()).find(|p| written[*p]) else {
+            return Ok(None);
+        };
+        let end = (start..written.len()).find(|p| !written[*p]);
+        let end = end.unwrap_or(written.len()) * PAGE;
+        let start = ((start * PAGE) as u64).max(offset);
+        Ok(Some((start, (end as u64).min(self.size()))))
+    }
+}
