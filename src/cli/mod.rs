@@ -12,14 +12,17 @@ mod events;
 mod failure;
 mod nodes;
 mod operation;
-mod out;
+pub(crate) mod out;
 mod progress;
 mod replica;
 mod size;
 mod volume;
 
+pub(crate) use client::connect;
 pub use failure::Failure;
+pub(crate) use operation::{Sending, carry_out};
 pub use out::{Out, Output};
+pub(crate) use progress::Progress;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -20,6 +20,7 @@ pub enum Output {
 /// Where a verb's words go.
 pub struct Out {
     output: Output,
+    silent: bool,
 }
 
 /// One column of a listing.
@@ -44,7 +45,25 @@ impl Out {
     /// Print in this way.
     #[must_use]
     pub fn new(output: Output) -> Out {
-        Out { output }
+        Out {
+            output,
+            silent: false,
+        }
+    }
+
+    /// Print nothing: a verb that another verb runs.
+    #[must_use]
+    pub fn silent() -> Out {
+        Out {
+            output: Output::Table,
+            silent: true,
+        }
+    }
+
+    /// Whether a person looks on.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        !self.silent && self.output == Output::Table
     }
 
     /// Whether a machine reads.
@@ -55,7 +74,9 @@ impl Out {
 
     /// A line on standard output. A reader that went away (`| head`) is no error.
     pub fn line(&self, line: impl Display) {
-        let _ = writeln!(std::io::stdout().lock(), "{line}");
+        if !self.silent {
+            let _ = writeln!(std::io::stdout().lock(), "{line}");
+        }
     }
 
     /// One JSON document on one line.
@@ -85,7 +106,9 @@ impl Out {
 
     /// A remark for people, on standard error so that it never mixes with data.
     pub fn note(&self, line: impl Display) {
-        let _ = writeln!(std::io::stderr().lock(), "{line}");
+        if !self.silent {
+            let _ = writeln!(std::io::stderr().lock(), "{line}");
+        }
     }
 
     /// Why the verb failed.

@@ -17,10 +17,10 @@ impl Progress {
     /// A spinner with words.
     #[must_use]
     pub fn words(out: &Out) -> Progress {
-        let bar = if out.is_json() {
-            ProgressBar::hidden()
-        } else {
+        let bar = if out.is_watched() {
             ProgressBar::new_spinner()
+        } else {
+            ProgressBar::hidden()
         };
         bar.enable_steady_tick(TURN);
         Progress { bar }
@@ -29,10 +29,10 @@ impl Progress {
     /// A bar of bytes. Rate and ETA come with each [`Progress::at`], from whoever measures them.
     #[must_use]
     pub fn bytes(out: &Out) -> Progress {
-        let bar = if out.is_json() {
-            ProgressBar::hidden()
-        } else {
+        let bar = if out.is_watched() {
             ProgressBar::new(0)
+        } else {
+            ProgressBar::hidden()
         };
         if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:30} {percent:>3}%  {msg}") {
             bar.set_style(style.progress_chars("━━╌"));

@@ -1,6 +1,9 @@
 //! The daemon: wiring, configuration, metrics. What the control plane needs of the driver's words it
 //! finds here.
 
+pub mod client;
+pub mod config;
+pub mod datadir;
 pub mod service;
 
 pub use block::{Epoch, Error, ErrorKind, Generation, NodeName, Result, VolumeId, VolumeName};

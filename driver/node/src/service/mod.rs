@@ -1,5 +1,19 @@
-//! The node's gRPC service: what the controller may ask of it.
+//! The node's gRPC service: what the controller may ask of it, and how it registers.
+//!
+//! ```text
+//!  controller ──gRPC──► Service ──► NodeOps ──► the daemon: volumes, replicas, cutovers
+//!  registry ◄──heartbeats── keep_registered ◄── NodeOps::report
+//! ```
 
+mod grpc;
+mod ops;
+mod registration;
 mod status;
 
+pub use grpc::{PROGRESS_BACKLOG, Service};
+pub use ops::{Consistency, Handover, NewReplica, NewVolume, NodeOps};
+pub use registration::keep_registered;
 pub use status::{to_error, to_status};
+
+#[cfg(test)]
+mod tests;
