@@ -189,13 +189,14 @@ impl Volume {
             let wait = self
                 .saves
                 .must_wait(&self.epochs.live, blocks, &mut self.actions);
-            self.epochs.live.retain(|l| !l.snapshot.is_overrun());
+            self.forget_overrun();
             if wait {
-                slot.stage = Stage::Save;
+                self.slots[id.index()].stage = Stage::Save;
                 self.unsaved.push(&mut self.links, id);
                 return false;
             }
         }
+        let slot = &mut self.slots[id.index()];
         slot.epoch = self.epochs.issue(blocks);
         slot.stage = Stage::Issued;
         slot.image = true;

@@ -95,10 +95,15 @@ impl Saves {
         let Some(free) = self.running.iter().position(Option::is_none) else {
             return;
         };
-        let settled = live.iter().map(|l| &l.snapshot).filter(|s| s.is_settled());
+        let also = |s: &&Arc<Snapshot>| s.is_settled() && s.must_save(need).is_some();
         self.running[free] = Some(Save {
             extent: need,
-            targets: settled.cloned().collect(),
+            targets: live
+                .iter()
+                .map(|l| &l.snapshot)
+                .filter(also)
+                .cloned()
+                .collect(),
         });
         actions.push_back(Action::SaveOld {
             ticket: SaveTicket(free as u32),

@@ -198,7 +198,7 @@ impl Snapshot {
 
     /// Gate: the first run of blocks within `e` whose content must be saved before it may change.
     pub(crate) fn must_save(&self, e: Extent) -> Option<Extent> {
-        if self.is_overrun() {
+        if self.is_overrun() || self.is_mirrored() && self.is_settled() {
             return None;
         }
         let (first, last) = (e.start.0 / 64, (e.end().0 - 1) / 64);

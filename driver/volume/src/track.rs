@@ -7,6 +7,7 @@
 //! ```
 
 use crate::cursor::{CURSORS_MAX, Cursor, CursorName, Start};
+use crate::epoch::Live;
 use crate::gate::Stage;
 use crate::request::{Action, Completion, Control, Outcome, RequestId};
 use crate::snapshot::Snapshot;
@@ -115,8 +116,8 @@ impl Volume {
     pub fn committed(&mut self, name: &CursorName, epoch: Epoch) -> Result<Control> {
         self.must_own("commit an epoch")?;
         self.must_have(name)?;
-        let live = |l: &crate::epoch::Live| l.name == *name && l.snapshot.epoch() == epoch;
-        let good = |l: &crate::epoch::Live| l.announced && !l.snapshot.is_overrun();
+        let live = |l: &Live| l.name == *name && l.snapshot.epoch() == epoch;
+        let good = |l: &Live| l.announced && !l.snapshot.is_overrun();
         if !self.epochs.live.iter().any(|l| live(l) && good(l)) {
             return Err(Error::new(
                 ErrorKind::NotFound,
@@ -249,15 +250,29 @@ impl Volume {
     }
 
     /// Give up snapshots.
-    pub(crate) fn drop_live(&mut self, which: impl Fn(&crate::epoch::Live) -> bool) {
+    pub(crate) fn drop_live(&mut self, which: impl Fn(&Live) -> bool) {
+        self.forget_live(which);
+        self.wake_saves();
+    }
+
+    /// Forget snapshots that are overrun.
+    pub(crate) fn forget_overrun(&mut self) {
+        self.forget_live(|l| l.snapshot.is_overrun());
+    }
+
+    fn forget_live(&mut self, which: impl Fn(&Live) -> bool) {
+        let open = self.epochs.open();
         self.epochs.live.retain(|l| {
             let gone = which(l);
             if gone {
                 l.snapshot.overrun();
+                // What the mirror holds of that epoch is given up with it: ship it next time.
+                if let Some(m) = self.mirror.as_mut().filter(|m| m.name == l.name) {
+                    m.from = open;
+                }
             }
             !gone
         });
-        self.wake_saves();
     }
 
     /// The image was synced after every cursor had durably passed `safe`: forget what only older

@@ -194,7 +194,7 @@ impl Volume {
             return;
         }
         self.saves.saved(ticket, content);
-        self.epochs.live.retain(|l| !l.snapshot.is_overrun());
+        self.forget_overrun();
         self.wake_saves();
     }
 
