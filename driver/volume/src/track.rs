@@ -46,7 +46,7 @@ impl Volume {
             Start::At(e) => (e, true),
             Start::Now => {
                 let closed = self.close_epoch();
-                if self.epochs.cursors.is_empty() {
+                if self.epochs.cursors.is_empty() && self.oldest_cursor().is_none() {
                     self.epochs.forget();
                 }
                 // What is in flight may land after whoever begins here has read the image.
@@ -117,8 +117,7 @@ impl Volume {
         self.must_own("commit an epoch")?;
         self.must_have(name)?;
         let live = |l: &Live| l.name == *name && l.snapshot.epoch() == epoch;
-        let good = |l: &Live| l.announced && !l.snapshot.is_overrun();
-        if !self.epochs.live.iter().any(|l| live(l) && good(l)) {
+        if !self.epochs.live.iter().any(|l| live(l) && l.announced) {
             return Err(Error::new(
                 ErrorKind::NotFound,
                 format!("commit epoch {epoch} for {name}: its snapshot was abandoned or overrun"),

@@ -262,8 +262,8 @@ impl Volume {
         }
     }
 
-    /// The oldest cursor that the disk knows.
-    fn oldest_cursor(&self) -> Option<Epoch> {
+    /// The oldest cursor that the disk may know.
+    pub(crate) fn oldest_cursor(&self) -> Option<Epoch> {
         self.meta.as_ref().and_then(|m| m.store.oldest_cursor())
     }
 

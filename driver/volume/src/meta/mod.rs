@@ -99,19 +99,24 @@ impl Store {
             let read = |slot: usize| {
                 let at = (page * 2 + slot) * META_PAGE_BYTES;
                 meta.get(at..at + META_PAGE_BYTES)
-                    .map_or(Slot::Rotten, |b| page::decode(id, page as u32, b))
+                    .map_or(Slot::Rotten { seq: 0 }, |b| {
+                        page::decode(id, page as u32, b)
+                    })
             };
             let slots = [read(0), read(1)];
             store.seq = store.seq.max(slots[0].seq()).max(slots[1].seq());
-            let rotten = slots.contains(&Slot::Rotten);
+            let rotten = slots.iter().position(|s| matches!(s, Slot::Rotten { .. }));
             let newest = match &slots {
+                // The next write must not go over the rotten slot: torn, it would leave the other,
+                // which may be older, to be believed.
+                _ if rotten.is_some() => rotten.unwrap_or(0) as u8,
                 [Slot::Good { seq: a, .. }, Slot::Good { seq: b, .. }] => u8::from(b > a),
                 [_, Slot::Good { .. }] => 1,
                 _ => 0,
             };
             store.newest[page] = newest;
             let payload = match &slots[usize::from(newest)] {
-                Slot::Good { payload, .. } if !rotten => Some(payload.as_slice()),
+                Slot::Good { payload, .. } if rotten.is_none() => Some(payload.as_slice()),
                 _ => None,
             };
             intents.load(page - 1, payload);
@@ -135,9 +140,12 @@ impl Store {
         self.durable.version
     }
 
-    /// The oldest cursor that the disk may know; `None` if it knows none.
+    /// The oldest cursor that the disk may know, in a slot that is durable or under way; `None` if it
+    /// surely knows none. A removed cursor is still one while a crash could bring it back.
     pub(crate) fn oldest_cursor(&self) -> Option<Epoch> {
-        self.durable.oldest
+        let [a, b] = self.slots;
+        let known = [self.durable.oldest, a.oldest, b.oldest];
+        known.into_iter().flatten().min()
     }
 
     /// Epochs that may be given out.

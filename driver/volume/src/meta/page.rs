@@ -32,15 +32,18 @@ pub(crate) enum Slot {
     Torn {
         seq: u64,
     },
-    Rotten,
+    /// Not readable; the highest sequence in the sectors that are.
+    Rotten {
+        seq: u64,
+    },
 }
 
 impl Slot {
-    /// The highest sequence seen, so that a later write can use a higher one.
+    /// The highest sequence seen. A later write must use a higher one: if it were torn over sectors of
+    /// its own sequence, the mixture would look whole.
     pub(crate) fn seq(&self) -> u64 {
         match self {
-            Slot::Good { seq, .. } | Slot::Torn { seq } => *seq,
-            Slot::Rotten => 0,
+            Slot::Good { seq, .. } | Slot::Torn { seq } | Slot::Rotten { seq } => *seq,
         }
     }
 }
@@ -75,7 +78,7 @@ pub(crate) fn decode(id: VolumeId, page: u32, bytes: &[u8]) -> Slot {
     for (i, sector) in bytes.chunks_exact(SECTOR).take(SECTORS).enumerate() {
         let crc = checksum(id, page, i, &sector[..508]);
         if sector[508..] != crc.to_le_bytes() || sector[504..508] != MAGIC.to_le_bytes() {
-            return Slot::Rotten;
+            continue;
         }
         let mut seq = [0; 8];
         seq.copy_from_slice(&sector[496..504]);
@@ -90,7 +93,7 @@ pub(crate) fn decode(id: VolumeId, page: u32, bytes: &[u8]) -> Slot {
             payload,
         },
         SECTORS => Slot::Torn { seq: highest },
-        _ => Slot::Rotten,
+        _ => Slot::Rotten { seq: highest },
     }
 }
 
@@ -123,10 +126,12 @@ mod tests {
             };
             prop_assert_eq!(got, seq);
             prop_assert_eq!(&read[..payload.len()], &payload[..]);
-            prop_assert_eq!(decode(ID, 2, &*bytes), Slot::Rotten, "another page's content");
-            prop_assert_eq!(decode(VolumeId([8; 16]), 3, &*bytes), Slot::Rotten, "another volume's");
+            let unreadable = Slot::Rotten { seq: 0 };
+            prop_assert_eq!(decode(ID, 2, &*bytes), unreadable, "another page's content");
+            let other = decode(VolumeId([8; 16]), 3, &*bytes);
+            prop_assert_eq!(other, Slot::Rotten { seq: 0 }, "another volume's");
             bytes[flip / 8] ^= 1 << (flip % 8);
-            prop_assert_eq!(decode(ID, 3, &*bytes), Slot::Rotten);
+            prop_assert_eq!(decode(ID, 3, &*bytes), Slot::Rotten { seq });
         }
 
         #[test]
@@ -143,7 +148,8 @@ mod tests {
 
     #[test]
     fn a_page_never_written_is_not_a_page() {
-        assert_eq!(decode(ID, 0, &[0; META_PAGE_BYTES]), Slot::Rotten);
-        assert_eq!(decode(ID, 0, &[]), Slot::Rotten);
+        let empty = Slot::Rotten { seq: 0 };
+        assert_eq!(decode(ID, 0, &[0; META_PAGE_BYTES]), empty);
+        assert_eq!(decode(ID, 0, &[]), empty);
     }
 }

@@ -105,6 +105,12 @@ impl MetaDisk {
                     self.durable[at..at + bytes.len()].copy_from_slice(&bytes);
                 }
             }
+            if rng.one_in(5) {
+                // A sector of the intents rots. One of the superblock may be lost only if the other
+                // copy is not torn, or the volume refuses to open.
+                let at = 8192 + rng.below(self.durable.len() as u64 - 8192) as usize;
+                self.durable[at] ^= 0x10;
+            }
             self.cache.copy_from_slice(&self.durable);
         }
     }

@@ -74,6 +74,8 @@ pub struct World {
     pub flushed: Vec<u64>,
     pub movers: Vec<Mover>,
     frozen: bool,
+    /// Guests write near here for a while, so that other areas come to rest and lose their intents.
+    focus: (usize, usize),
     pub replies: u64,
     pub crashes: u64,
 }
@@ -126,6 +128,7 @@ impl World {
             flushed: vec![0; n],
             movers: vec![Mover::new("n2", n), Mover::new("n3", n)],
             frozen: false,
+            focus: (0, n),
             replies: 0,
             crashes: 0,
         };
@@ -142,7 +145,18 @@ impl World {
 
     /// One random thing happens.
     pub fn step(&mut self) {
-        self.now = self.now + Duration::from_micros(self.rng.below(200_000));
+        self.now = self.now + Duration::from_micros(self.rng.below(1_500_000));
+        if self.rng.one_in(60) {
+            let n = self.hot.len() as u64;
+            let first = self.rng.below(n);
+            self.focus = match self.rng.below(4) {
+                0 => (0, self.hot.len()),
+                _ => (
+                    first as usize,
+                    (first + 1 + self.rng.below(24)).min(n) as usize,
+                ),
+            };
+        }
         match self.rng.below(20) {
             0..=5 => self.submit(),
             6..=10 => self.finish_io(),
@@ -207,10 +221,11 @@ impl World {
             4 => Op::Read,
             _ => Op::Write,
         };
-        let first = self.hot[self.rng.below(self.hot.len() as u64) as usize];
-        let sectors = match self.rng.below(12) {
+        let (from, to) = self.focus;
+        let first = self.hot[from + self.rng.below((to - from) as u64) as usize];
+        let sectors = match self.rng.below(60) {
             0 => AREA / SECTOR_BYTES, // over an area's border
-            1..=3 => 1 + self.rng.below(40),
+            1..=12 => 1 + self.rng.below(40),
             _ => 1 + self.rng.below(8),
         };
         let offset = first * SECTOR_BYTES;
@@ -293,10 +308,7 @@ impl World {
     }
 
     fn reply(&mut self, id: RequestId, result: Outcome) {
-        let guest = self
-            .guests
-            .remove(&id.0)
-            .expect("a request is answered once");
+        let guest = self.guests.remove(&id.0).unwrap();
         self.replies += 1;
         if self.vol.is_poisoned() {
             assert!(result.is_err(), "a poisoned volume answers nothing well");
@@ -374,6 +386,8 @@ impl World {
         if !self.mirror_out.is_empty() {
             let at = self.rng.below(self.mirror_out.len() as u64) as usize;
             let id = self.mirror_out.remove(at);
+            let stamp = self.guests[&id.0].stamp;
+            self.movers.iter_mut().for_each(|m| m.confirmed(stamp));
             self.vol.mirrored(self.now, id, Ok(()));
         } else if std::mem::take(&mut self.mirror_flush) {
             self.vol.mirror_flushed(self.now, Ok(()));

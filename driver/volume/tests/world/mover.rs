@@ -2,6 +2,7 @@
 
 use super::{SIZE, World};
 use block::{Block, Epoch, SECTOR_BYTES};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use volume::{Control, CursorName, Outcome, Snapshot, Start};
@@ -30,6 +31,7 @@ pub struct Mover {
     mirroring: bool,
     sent: Vec<(Range<usize>, u64)>,
     sent_before: Vec<(Range<usize>, u64)>,
+    confirmed: BTreeSet<u64>,
     pub commits: u64,
     pub mirrored: u64,
     pub saved: u64,
@@ -46,6 +48,7 @@ impl Mover {
             mirroring: false,
             sent: Vec::new(),
             sent_before: Vec::new(),
+            confirmed: BTreeSet::new(),
             commits: 0,
             mirrored: 0,
             saved: 0,
@@ -58,9 +61,17 @@ impl Mover {
         }
     }
 
+    pub fn confirmed(&mut self, stamp: u64) {
+        self.confirmed.insert(stamp);
+    }
+
+    /// What was not confirmed never got there.
     pub fn mirror_broke(&mut self) {
         self.mirroring = false;
         self.sent.clear();
+        let confirmed = std::mem::take(&mut self.confirmed);
+        self.sent_before
+            .retain(|(_, stamp)| confirmed.contains(stamp));
     }
 
     /// The connection or the source died.
@@ -228,7 +239,7 @@ pub fn disturb(w: &mut World, i: usize) {
             w.vol.abandon(&name, s.epoch());
             w.movers[i].state = State::Idle;
         }
-        State::Idle if w.rng.one_in(20) => {
+        State::Idle if w.rng.one_in(5) => {
             if w.vol.remove_cursor(w.now, &name).is_ok() {
                 w.movers[i].cut();
             }
