@@ -239,10 +239,8 @@ pub fn disturb(w: &mut World, i: usize) {
             w.vol.abandon(&name, s.epoch());
             w.movers[i].state = State::Idle;
         }
-        State::Idle if w.rng.one_in(5) => {
-            if w.vol.remove_cursor(w.now, &name).is_ok() {
-                w.movers[i].cut();
-            }
+        State::Idle if w.rng.one_in(5) && w.vol.remove_cursor(w.now, &name).is_ok() => {
+            w.movers[i].cut();
         }
         _ => {}
     }

@@ -1,0 +1,400 @@
+//! Control calls on a disk that answers when told to: freezing, hand-over, fencing, poison, opening.
+
+#![allow(clippy::unwrap_used)] // a test program
+
+use block::{Block, Epoch, ErrorKind, Generation, Nanos, Span, VolumeId};
+use std::time::Instant;
+use volume::{
+    Action, Admission, Completion, Config, Control, CursorName, Identity, Op, Outcome, Request,
+    RequestId, Role, Start, Volume, meta_bytes,
+};
+
+const NOW: Nanos = Nanos(1 << 40);
+const OK: Completion = Completion::Reply(Ok(()));
+
+/// A volume and its metadata file; syncs succeed at once unless told otherwise.
+struct Node {
+    vol: Volume,
+    meta: Vec<u8>,
+    sync_meta: bool,
+    seen: Vec<Action>,
+}
+
+fn config(size: u64) -> Config {
+    Config {
+        size,
+        max_requests: 64,
+        align: 512,
+        read_only: false,
+    }
+}
+
+fn owner() -> Role {
+    Role::Owner {
+        generation: Generation(1),
+        since: Epoch(0),
+    }
+}
+
+impl Node {
+    fn new(size: u64, role: Role) -> Node {
+        let identity = Identity {
+            id: VolumeId([4; 16]),
+            name: "v".parse().unwrap(),
+            image: String::new(),
+        };
+        let mut node = Node {
+            vol: Volume::create(config(size), identity, role).unwrap(),
+            meta: vec![0; meta_bytes(size) as usize],
+            sync_meta: true,
+            seen: Vec::new(),
+        };
+        node.run();
+        node
+    }
+
+    fn run(&mut self) {
+        while let Some(action) = self.vol.poll() {
+            match action {
+                Action::WriteMeta { slot, bytes } => {
+                    self.meta[slot as usize * 4096..][..4096].copy_from_slice(&bytes[..]);
+                }
+                Action::SyncMeta if self.sync_meta => self.vol.meta_synced(NOW, Ok(())),
+                Action::SyncImage => self.vol.image_synced(NOW, Ok(())),
+                other => self.seen.push(other),
+            }
+        }
+    }
+
+    fn request(&mut self, id: u32, op: Op, span: Span) -> Admission {
+        let id = RequestId(id);
+        let fua = false;
+        self.vol.submit(NOW, Request { id, op, fua, span })
+    }
+
+    fn write(&mut self, id: u32, block: u64) -> Admission {
+        self.request(id, Op::Write, Span::new(block * 4096, 4096))
+    }
+
+    /// Run, and say how a control call ended, if it did.
+    fn ended(&mut self, control: Control) -> Option<Outcome> {
+        self.run();
+        self.seen.iter().find_map(|a| match a {
+            Action::ControlDone(c, result) if *c == control => Some(*result),
+            _ => None,
+        })
+    }
+
+    fn said(&mut self, pattern: impl Fn(&Action) -> bool) -> bool {
+        self.run();
+        std::mem::take(&mut self.seen).iter().any(pattern)
+    }
+
+    fn reopen(&mut self, size: u64) {
+        self.vol = Volume::open(config(size), None, &self.meta).unwrap();
+        self.seen.clear();
+    }
+}
+
+fn replica(node: &str) -> CursorName {
+    CursorName::Replica(node.parse().unwrap())
+}
+
+/// Seed `n2` without content and bring it to the present; the volume is then frozen and drained.
+fn ready_to_relinquish(a: &mut Node) -> Epoch {
+    let c = a.vol.add_cursor(replica("n2"), Start::Now).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    let c = a.vol.seeded(&replica("n2")).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    a.vol.freeze();
+    assert!(a.said(|x| matches!(x, Action::Drained)));
+    let snapshot = a.vol.rotate(&replica("n2")).unwrap();
+    assert!(a.said(|x| matches!(x, Action::Settled(_))));
+    let c = a.vol.committed(&replica("n2"), snapshot.epoch()).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    snapshot.epoch()
+}
+
+#[test]
+fn a_volume_is_handed_over_and_what_was_held_is_forwarded() {
+    let (mut a, mut b) = (
+        Node::new(1 << 30, owner()),
+        Node::new(1 << 30, Role::Standby),
+    );
+    assert_eq!(b.write(0, 0), Admission::Held, "a standby answers nobody");
+    let epoch = ready_to_relinquish(&mut a);
+    assert_eq!(a.write(1, 5), Admission::Held);
+    let n2 = "n2".parse().unwrap();
+
+    let fenced = a.vol.relinquish(&n2, Generation(1), epoch).unwrap_err();
+    assert_eq!(fenced.kind(), ErrorKind::Fenced);
+    let c = a.vol.relinquish(&n2, Generation(2), epoch).unwrap();
+    a.vol.thaw(NOW);
+    assert_eq!(a.ended(c), Some(Ok(())));
+    assert_eq!(
+        a.write(2, 5),
+        Admission::Held,
+        "thawing does not bring it back"
+    );
+    let again = a.vol.relinquish(&n2, Generation(2), epoch).unwrap();
+    assert_eq!(a.ended(again), Some(Ok(())));
+    a.reopen(1 << 30);
+    a.run();
+    assert!(matches!(
+        a.vol.role(),
+        Role::Relinquished {
+            generation: Generation(2),
+            ..
+        }
+    ));
+
+    b.sync_meta = false;
+    let c = b.vol.activate(Generation(2), epoch).unwrap();
+    assert_eq!(b.ended(c), None);
+    assert_eq!(
+        b.write(1, 0),
+        Admission::Held,
+        "not before the record is durable"
+    );
+    b.sync_meta = true;
+    b.vol.meta_synced(NOW, Ok(()));
+    assert_eq!(b.ended(c), Some(Ok(())));
+    assert!(b.said(|x| matches!(x, Action::Issue(RequestId(0)))));
+    let again = b.vol.activate(Generation(2), epoch).unwrap();
+    assert_eq!(
+        b.ended(again),
+        Some(Ok(())),
+        "activating twice is activating once"
+    );
+    let other = b.vol.activate(Generation(2), epoch.next()).unwrap_err();
+    assert_eq!(other.kind(), ErrorKind::Fenced);
+
+    assert_eq!(a.write(3, 7), Admission::Held);
+    a.vol.forward(NOW, true).unwrap();
+    assert!(a.said(|x| matches!(x, Action::Forward(RequestId(3)))));
+    assert_eq!(a.write(4, 7), Admission::Forward);
+    assert_eq!(
+        a.vol.complete(NOW, RequestId(3), Err(28)),
+        Completion::Reply(Err(28))
+    );
+
+    // The former owner proved its epoch: it need not be seeded.
+    let c = b.vol.add_cursor(replica("n1"), Start::At(epoch)).unwrap();
+    assert_eq!(b.ended(c), Some(Ok(())));
+    let snapshot = b.vol.rotate(&replica("n1")).unwrap();
+    assert!(
+        snapshot.is_pending(Block(0)),
+        "what was written since is not at the former owner"
+    );
+    assert!(!snapshot.is_pending(Block(9)));
+}
+
+#[test]
+fn nothing_is_relinquished_that_the_target_lacks() {
+    let mut a = Node::new(1 << 30, owner());
+    let epoch = ready_to_relinquish(&mut a);
+    a.vol.thaw(NOW);
+    assert_eq!(a.write(0, 3), Admission::Held, "the area needs an intent");
+    assert!(a.said(|x| matches!(x, Action::Issue(RequestId(0)))));
+    assert_eq!(a.vol.complete(NOW, RequestId(0), Ok(())), OK);
+    a.vol.freeze();
+    a.run();
+    let e = a
+        .vol
+        .relinquish(&"n2".parse().unwrap(), Generation(2), epoch);
+    assert_eq!(e.unwrap_err().kind(), ErrorKind::Invalid);
+    assert!(a.vol.role().is_owner());
+}
+
+#[test]
+fn an_owner_that_sees_a_higher_generation_steps_down_and_acknowledges_no_more() {
+    let mut a = Node::new(1 << 30, owner());
+    assert_eq!(a.write(0, 0), Admission::Issue);
+    let lower = a.vol.observe(NOW, Generation(0)).unwrap_err();
+    assert_eq!(lower.kind(), ErrorKind::Fenced);
+    let c = a.vol.observe(NOW, Generation(5)).unwrap();
+    assert_eq!(a.vol.complete(NOW, RequestId(0), Ok(())), Completion::Held);
+    assert_eq!(a.write(1, 1), Admission::Held);
+    assert_eq!(a.ended(c), Some(Ok(())));
+    let same = a.vol.activate(Generation(5), Epoch(3)).unwrap_err();
+    assert_eq!(
+        same.kind(),
+        ErrorKind::Fenced,
+        "somebody else owns generation 5"
+    );
+    a.reopen(1 << 30);
+    a.run();
+    assert_eq!((a.vol.role(), a.vol.seen()), (Role::Standby, Generation(5)));
+}
+
+#[test]
+fn a_failed_sync_of_the_metadata_stops_the_volume_and_answers_everybody() {
+    let mut a = Node::new(1 << 30, owner());
+    let c = a.vol.add_cursor(replica("n2"), Start::Now).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    a.sync_meta = false;
+    assert_eq!(a.request(0, Op::Read, Span::new(0, 512)), Admission::Issue);
+    assert_eq!(a.write(1, 0), Admission::Held);
+    assert_eq!(a.write(2, 0), Admission::Held);
+    let c = a.vol.seeded(&replica("n2")).unwrap();
+    a.run();
+    a.vol.meta_synced(NOW, Err(5));
+    assert_eq!(a.ended(c), Some(Err(5)));
+    let replies = a
+        .seen
+        .iter()
+        .filter(|x| matches!(x, Action::Reply(_, Err(5))));
+    assert_eq!(replies.count(), 2);
+    assert_eq!(
+        a.vol.complete(NOW, RequestId(0), Ok(())),
+        Completion::Reply(Err(5))
+    );
+    let read = a.request(3, Op::Read, Span::new(0, 512));
+    assert_eq!(read, Admission::Reply(Err(5)), "reads too");
+    let e = a.vol.rotate(&replica("n2")).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Poisoned);
+}
+
+#[test]
+fn requests_that_cannot_be_are_refused_before_they_are_held() {
+    let mut a = Node::new(1 << 20, owner());
+    a.vol.freeze();
+    let end = 1 << 20;
+    assert_eq!(
+        a.request(0, Op::Write, Span::new(end - 512, 1024)),
+        Admission::Reply(Err(28))
+    );
+    assert_eq!(
+        a.request(0, Op::Read, Span::new(end, 512)),
+        Admission::Reply(Err(22))
+    );
+    assert_eq!(
+        a.request(0, Op::Trim, Span::new(u64::MAX, 2)),
+        Admission::Reply(Err(28))
+    );
+    assert_eq!(
+        a.request(0, Op::Read, Span::new(0, 0)),
+        Admission::Reply(Err(22))
+    );
+    a.vol = Volume::ephemeral(Config {
+        read_only: true,
+        ..config(end)
+    });
+    assert_eq!(a.write(0, 0), Admission::Reply(Err(1)));
+}
+
+/// A snapshot's old content must not be read while a write of its own epoch is in flight to the same
+/// block: the read would find half of it.
+#[test]
+fn old_content_is_saved_only_after_the_epoch_has_settled() {
+    let mut a = Node::new(1 << 30, owner());
+    let name = replica("n2");
+    let c = a.vol.add_cursor(name.clone(), Start::At(Epoch(0))).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    let _ = a.request(0, Op::Write, Span::new(0, 512));
+    assert!(a.said(|x| matches!(x, Action::Issue(RequestId(0)))));
+    let snapshot = a.vol.rotate(&name).unwrap();
+    assert_eq!(
+        a.request(1, Op::Write, Span::new(512, 512)),
+        Admission::Held
+    );
+    assert!(!a.said(|x| matches!(x, Action::SaveOld { .. })));
+    assert_eq!(a.vol.complete(NOW, RequestId(0), Ok(())), OK);
+    a.run();
+    let Some(Action::SaveOld { ticket, .. }) = a
+        .seen
+        .iter()
+        .find(|x| matches!(x, Action::SaveOld { .. }))
+        .cloned()
+    else {
+        panic!("the old content is read once the epoch has settled");
+    };
+    a.vol
+        .saved(ticket, Ok(block::AlignedBuf::copy_of(&[7; 4096])));
+    assert!(a.said(|x| matches!(x, Action::Issue(RequestId(1)))));
+    assert_eq!(snapshot.saved(Block(0)).unwrap()[..], [7; 4096]);
+}
+
+/// After a crash an epoch number that was given out must not be given out again, or a replica that
+/// has the first would be taken for one that has the second.
+#[test]
+fn no_epoch_is_given_out_that_is_not_reserved_on_disk() {
+    let mut a = Node::new(1 << 30, owner());
+    let name = replica("n2");
+    let c = a.vol.add_cursor(name.clone(), Start::Now).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    a.sync_meta = false;
+    let mut last = Epoch(0);
+    for _ in 0..200 {
+        let epoch = a.vol.rotate(&name).unwrap().epoch();
+        if a.said(|x| matches!(x, Action::Settled(_))) {
+            last = epoch;
+        }
+        a.vol.abandon(&name, epoch);
+    }
+    assert!(last > Epoch(20), "a rotation seldom waits");
+    a.reopen(1 << 30);
+    assert!(
+        a.vol.open_epoch() > last,
+        "epoch {last} was given out before the crash"
+    );
+}
+
+#[test]
+fn the_wrong_image_or_metadata_is_refused_with_a_remedy() {
+    let a = Node::new(1 << 30, owner());
+    let e = Volume::open(config(1 << 29), None, &a.meta).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Corrupt);
+    assert!(e.context().contains("put the right image back"), "{e}");
+    let e = Volume::open(config(1 << 30), Some(VolumeId([5; 16])), &a.meta).unwrap_err();
+    assert!(
+        e.context().contains("put the right metadata file back"),
+        "{e}"
+    );
+}
+
+#[test]
+fn a_tebibyte_with_every_area_suspect_opens_well_under_a_second() {
+    let size = 1 << 40;
+    let mut a = Node::new(size, owner());
+    let c = a.vol.add_cursor(replica("n2"), Start::Now).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    let _ = a.request(0, Op::Trim, Span::new(0, size));
+    a.run();
+    let begin = Instant::now();
+    a.reopen(size);
+    a.run();
+    let took = begin.elapsed();
+    assert!(took.as_millis() < 500, "{took:?}");
+    assert_eq!(a.vol.intents().unwrap().len(), size / block::AREA_BYTES);
+    let snapshot = a.vol.rotate(&replica("n2")).unwrap();
+    assert!(snapshot.is_pending(Block(1 << 27)), "all of it may differ");
+    assert!(a.vol.map_memory() <= 32 << 20);
+}
+
+#[test]
+fn an_orderly_close_leaves_intents_only_where_a_replica_lacks_something() {
+    let mut a = Node::new(1 << 30, owner());
+    let epoch = ready_to_relinquish(&mut a);
+    a.vol.thaw(NOW);
+    for (id, block) in [(0, 0), (1, 5000)] {
+        let _ = a.write(id, block);
+        assert!(a.said(|x| matches!(x, Action::Issue(_))));
+        assert_eq!(a.vol.complete(NOW, RequestId(id), Ok(())), OK);
+        if id == 0 {
+            let snapshot = a.vol.rotate(&replica("n2")).unwrap();
+            assert!(snapshot.epoch() > epoch);
+            a.run();
+            let c = a.vol.committed(&replica("n2"), snapshot.epoch()).unwrap();
+            assert_eq!(a.ended(c), Some(Ok(())));
+        }
+    }
+    a.vol.freeze();
+    a.run();
+    let c = a.vol.close().unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    a.reopen(1 << 30);
+    a.run();
+    let areas: Vec<u64> = a.vol.intents().unwrap().iter().map(|a| a.0).collect();
+    assert_eq!(areas, [4]);
+}
