@@ -15,6 +15,7 @@ mod operation;
 pub(crate) mod out;
 mod progress;
 mod replica;
+mod serve;
 mod size;
 mod volume;
 
@@ -66,6 +67,8 @@ pub struct Global {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
+    /// Serve one image over NBD: no configuration, no controller, no root
+    Serve(serve::Args),
     /// Run the controller, which decides and never touches a block
     Controller(controller::Args),
     /// Make, adopt, list, grow and delete volumes
@@ -112,6 +115,10 @@ fn run(cli: Cli, out: &Out) -> Result<(), Failure> {
     let Cli { global, verb } = cli;
     let controller = global.controller.as_str();
     match verb {
+        Verb::Serve(args) => {
+            log_to_stderr();
+            serve::run(args, out)
+        }
         Verb::Controller(args) => {
             log_to_stderr();
             block_on(controller::run(args, out))

@@ -4,6 +4,8 @@
 pub mod client;
 pub mod config;
 pub mod datadir;
+pub mod engine;
+pub mod serve;
 pub mod service;
 
 pub use block::{Epoch, Error, ErrorKind, Generation, NodeName, Result, VolumeId, VolumeName};

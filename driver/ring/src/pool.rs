@@ -39,11 +39,12 @@ impl Pool {
     }
 
     /// A buffer of `len` bytes with arbitrary content of our own, `None` if that would pass the cap.
+    /// A `reserved` take is not refused: its caller bounds it by a reservation of its own.
     #[must_use]
-    pub fn take(&mut self, len: usize) -> Option<AlignedBuf> {
+    pub fn take(&mut self, len: usize, reserved: bool) -> Option<AlignedBuf> {
         let class = Pool::class(len);
         let bytes = Pool::class_bytes(class);
-        if class >= CLASSES || self.taken + bytes > self.cap {
+        if class >= CLASSES || (!reserved && self.taken + bytes > self.cap) {
             return None;
         }
         self.taken += bytes;
@@ -52,7 +53,7 @@ impl Pool {
             buf.resize(len);
             return Some(buf);
         }
-        while self.taken + self.idle > self.cap {
+        while self.idle > 0 && self.taken + self.idle > self.cap {
             self.free_one();
         }
         let mut buf = AlignedBuf::zeroed(bytes);
@@ -99,20 +100,22 @@ mod tests {
     #[test]
     fn a_full_pool_refuses_and_goes_on_when_a_buffer_comes_back() {
         let mut pool = Pool::new(64 << 10);
-        let a = pool.take(33 << 10).unwrap();
+        let a = pool.take(33 << 10, false).unwrap();
         assert_eq!(pool.taken(), 64 << 10);
-        assert!(pool.take(1).is_none());
+        assert!(pool.take(1, false).is_none());
+        let more = pool.take(1, true).unwrap();
+        pool.give(more);
         pool.give(a);
         assert_eq!(pool.taken(), 0);
-        assert_eq!(pool.take(512).unwrap().capacity(), 4096);
+        assert_eq!(pool.take(512, false).unwrap().capacity(), 4096);
     }
 
     #[test]
     fn idle_buffers_of_one_size_make_way_for_another() {
         let mut pool = Pool::new(64 << 10);
-        let small: Vec<_> = (0..16).map(|_| pool.take(4096).unwrap()).collect();
+        let small: Vec<_> = (0..16).map(|_| pool.take(4096, false).unwrap()).collect();
         small.into_iter().for_each(|b| pool.give(b));
-        assert!(pool.take(64 << 10).is_some());
+        assert!(pool.take(64 << 10, false).is_some());
         assert_eq!(pool.idle, 0);
     }
 

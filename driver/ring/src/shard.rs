@@ -53,11 +53,11 @@ pub struct Shard<M> {
 }
 
 impl<M: Send + 'static> Shard<M> {
-    /// Start a thread with a ring and the handler that `make` builds on it. Returns when both
-    /// stand, or with why they do not.
+    /// Start a thread with a ring and the handler that `make` builds on it, given a sender to
+    /// itself. Returns when both stand, or with why they do not.
     pub fn spawn<H>(
         config: Config,
-        make: impl FnOnce(&mut Ring) -> Result<H> + Send + 'static,
+        make: impl FnOnce(&mut Ring, Mailbox<M>) -> Result<H> + Send + 'static,
     ) -> Result<Shard<M>>
     where
         H: Handler<Message = M>,
@@ -65,11 +65,12 @@ impl<M: Send + 'static> Shard<M> {
         let (mailbox, inbox) =
             mailbox().map_err(|e| Error::errno("make an eventfd for a shard", e as i32))?;
         let (ready, stands) = sync_channel(1);
+        let own = mailbox.clone();
         let thread = std::thread::Builder::new()
             .name(config.name.clone())
             .spawn(move || {
                 let built = Ring::new().and_then(|mut ring| {
-                    let handler = make(&mut ring)?;
+                    let handler = make(&mut ring, own)?;
                     Ok((ring, handler))
                 });
                 match built {

@@ -92,7 +92,7 @@ fn spawn() -> (Shard<Ask>, std::sync::mpsc::Receiver<String>) {
         name: "test-shard".into(),
         cpu: Some(0),
     };
-    let shard = Shard::spawn(config, move |ring| {
+    let shard = Shard::spawn(config, move |ring, _| {
         Ok(Echo {
             report,
             deadline: Some(ring.now() + Duration::from_millis(20)),

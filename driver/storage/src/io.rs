@@ -84,6 +84,12 @@ impl Io {
         from..from + self.span.len as usize
     }
 
+    /// Bytes that the buffer of a read or write must have.
+    #[must_use]
+    pub fn buffer_bytes(&self) -> usize {
+        self.wide.len as usize
+    }
+
     /// The buffer, once the request is done (or not yet begun).
     pub fn take_buffer(&mut self) -> Option<AlignedBuf> {
         self.buf.take()

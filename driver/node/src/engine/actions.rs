@@ -1,0 +1,358 @@
+//! What volumes ask of their shard: held requests that may go on, syncs, metadata, old content to
+//! be saved; and their coming and going.
+
+use super::VOLUME_REQUESTS_MAX;
+use super::connection::Life;
+use super::message::{ConnectionIndex, VolumeIndex};
+use super::request::Requests;
+use super::shard::EngineShard;
+use super::volume_cell::{Leaving, Meta, Save, VolumeCell, VolumeFiles, Waiters};
+use block::{AlignedBuf, Error, ErrorKind, Result};
+use nbd::MetaContext;
+use nbd::codec::REPLY_HEAD_MAX;
+use nbd::session::Request;
+use nbd::status;
+use ring::{Done, Ring};
+use storage::sparse::Run;
+use storage::{Image, Progress, Work};
+use tokio::sync::oneshot;
+use volume::{Action, Outcome};
+
+/// Names of the shard's operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Token {
+    Recv(ConnectionIndex),
+    Send(ConnectionIndex),
+    Io { volume: VolumeIndex, slot: u32 },
+    SyncImage(VolumeIndex),
+    SyncMeta(VolumeIndex),
+    Save { volume: VolumeIndex, save: u32 },
+}
+
+impl Token {
+    pub(super) fn encode(self) -> ring::Token {
+        let pack = |kind: u64, a: u32, b: u32| kind << 56 | u64::from(a) << 32 | u64::from(b);
+        match self {
+            Token::Recv(c) => pack(0, 0, c),
+            Token::Send(c) => pack(1, 0, c),
+            Token::Io { volume, slot } => pack(2, volume, slot),
+            Token::SyncImage(v) => pack(3, v, 0),
+            Token::SyncMeta(v) => pack(4, v, 0),
+            Token::Save { volume, save } => pack(5, volume, save),
+        }
+    }
+
+    pub(super) fn decode(token: ring::Token) -> Token {
+        let (kind, a, b) = (token >> 56, (token >> 32) as u32 & 0xff_ffff, token as u32);
+        match kind {
+            0 => Token::Recv(b),
+            1 => Token::Send(b),
+            2 => Token::Io { volume: a, slot: b },
+            3 => Token::SyncImage(a),
+            4 => Token::SyncMeta(a),
+            5 => Token::Save { volume: a, save: b },
+            _ => unreachable!("no operation has token {token:#x}"),
+        }
+    }
+}
+
+impl EngineShard {
+    pub(super) fn add_volume(
+        &mut self,
+        ring: &mut Ring,
+        files: VolumeFiles,
+        answer: oneshot::Sender<Result<VolumeIndex>>,
+    ) {
+        let image = Image::attach(files.image, ring);
+        let meta = match files.meta {
+            None => Meta::None,
+            Some((pages, fd)) => Meta::File {
+                pages,
+                file: ring.add_file(fd),
+                failed: None,
+            },
+        };
+        let v = self.volumes.insert(VolumeCell {
+            volume: files.volume,
+            image,
+            meta,
+            requests: Requests::new(VOLUME_REQUESTS_MAX),
+            saves: slab::Slab::new(),
+            waiters: Waiters::default(),
+            latency: files.latency,
+            extents_file: files.extents_file,
+            leaving: Leaving::No,
+            is_touched: false,
+            syncing: false,
+        });
+        self.touch(v as VolumeIndex);
+        // Nobody may wait for it any more; the volume stays until it is removed.
+        let _ = answer.send(Ok(v as VolumeIndex));
+    }
+
+    /// Carry out everything that the volume asks for.
+    pub(super) fn act(&mut self, ring: &mut Ring, v: VolumeIndex) {
+        let Some(cell) = self.volumes.get_mut(v as usize) else {
+            return;
+        };
+        cell.is_touched = false;
+        while let Some(action) = self.volumes[v as usize].volume.poll() {
+            self.act_one(ring, v, action);
+        }
+        self.leave_on(ring, v);
+    }
+
+    fn act_one(&mut self, ring: &mut Ring, v: VolumeIndex, action: Action) {
+        let cell = &mut self.volumes[v as usize];
+        let now = ring.now();
+        match action {
+            Action::Issue(id) => self.issue(ring, v, id.0),
+            Action::Reply(id, outcome) => self.reply(ring, v, id.0, outcome),
+            Action::Forward(id) => self.forward(ring, v, id.0),
+            Action::SyncImage => {
+                cell.syncing = true;
+                cell.image.sync(ring, Token::SyncImage(v).encode());
+            }
+            Action::WriteMeta { slot, bytes } => {
+                if let Meta::File { pages, failed, .. } = &mut cell.meta
+                    && let Err(errno) = pages.store(slot, &bytes)
+                {
+                    *failed = Some(errno);
+                }
+            }
+            Action::SyncMeta => match &cell.meta {
+                Meta::None => cell.volume.meta_synced(now, Ok(())),
+                Meta::File { file, .. } => ring.sync(*file, Token::SyncMeta(v).encode()),
+            },
+            Action::SaveOld { ticket, extent } => {
+                let span = cell.save_span(extent);
+                let mut io = cell.image.prepare(Work::Read, span);
+                // Outside the pool: the volume bounds these reads itself, and keeps what they find.
+                io.set_buffer(AlignedBuf::zeroed(io.buffer_bytes()));
+                let save = cell.saves.insert(Save { ticket, io }) as u32;
+                let token = Token::Save { volume: v, save }.encode();
+                if let Progress::Ended(outcome) =
+                    cell.image
+                        .start(ring, &mut cell.saves[save as usize].io, token)
+                {
+                    self.saved(v, save, outcome);
+                }
+            }
+            Action::Mirror(id) => cell.volume.mirrored(now, id, Err(libc::ENOTCONN)),
+            Action::MirrorFlush => cell.volume.mirror_flushed(now, Err(libc::ENOTCONN)),
+            Action::MirrorOff => {}
+            Action::Settled(snapshot) => cell.waiters.settle(&snapshot),
+            Action::Opened => cell.waiters.opened(),
+            Action::Drained => {
+                for waiter in cell.waiters.drained.drain(..) {
+                    let _ = waiter.send(());
+                }
+            }
+            Action::ControlDone(control, outcome) => {
+                if let Some(waiter) = cell.waiters.controls.remove(&control) {
+                    let _ = waiter.send(outcome);
+                }
+            }
+            Action::Poisoned => tracing::error!(
+                "an fdatasync failed: the volume stops, nothing is known about what is durable; \
+                 check the disk and the image, then serve it again"
+            ),
+        }
+    }
+
+    /// One of the operations that actions started has completed.
+    pub(super) fn action_done(&mut self, ring: &mut Ring, token: Token, done: Done) {
+        let now = ring.now();
+        let result: Outcome = done.result.map(drop);
+        match token {
+            Token::SyncImage(v) => {
+                let cell = &mut self.volumes[v as usize];
+                cell.syncing = false;
+                match &mut cell.leaving {
+                    Leaving::Syncing(waiters) => {
+                        for waiter in waiters.drain(..) {
+                            let synced = result.map_err(|e| Error::errno("sync the image", e));
+                            let _ = waiter.send(synced);
+                        }
+                        return self.remove_volume(ring, v);
+                    }
+                    Leaving::No | Leaving::Closing(_) => cell.volume.image_synced(now, result),
+                }
+                self.touch(v);
+            }
+            Token::SyncMeta(v) => {
+                let cell = &mut self.volumes[v as usize];
+                let stored = match &cell.meta {
+                    Meta::File {
+                        failed: Some(e), ..
+                    } => Err(*e),
+                    Meta::File { pages, .. } if pages.faulted() => Err(libc::EIO),
+                    Meta::File { .. } | Meta::None => Ok(()),
+                };
+                cell.volume.meta_synced(now, stored.and(result));
+                self.touch(v);
+            }
+            Token::Save { volume, save } => {
+                let cell = &mut self.volumes[volume as usize];
+                let io = &mut cell.saves[save as usize].io;
+                if let Progress::Ended(outcome) = cell.image.completed(ring, io, done) {
+                    self.saved(volume, save, outcome);
+                }
+            }
+            Token::Recv(_) | Token::Send(_) | Token::Io { .. } => {
+                unreachable!("handled by the shard")
+            }
+        }
+    }
+
+    fn saved(&mut self, v: VolumeIndex, save: u32, outcome: Outcome) {
+        let cell = &mut self.volumes[v as usize];
+        let mut save = cell.saves.remove(save as usize);
+        // Blocks begin on units, so only the end of the last one is clipped.
+        let len = save.io.payload().len();
+        let old = match (outcome, save.io.take_buffer()) {
+            (Ok(()), Some(mut buf)) => {
+                buf.resize(len);
+                Ok(buf)
+            }
+            (Err(e), _) => Err(e),
+            (Ok(()), None) => Err(libc::EIO),
+        };
+        cell.volume.saved(save.ticket, old);
+        self.touch(v);
+    }
+
+    pub(super) fn extents_found(
+        &mut self,
+        ring: &mut Ring,
+        c: ConnectionIndex,
+        request: Request,
+        runs: Result<Vec<Run>>,
+    ) {
+        let connection = &mut self.connections[c as usize];
+        connection.open_requests -= 1;
+        if connection.life == Life::Gone {
+            return self.reap(ring, c);
+        }
+        match runs {
+            Err(e) => {
+                tracing::warn!("block status: {e}");
+                let errno = e.raw_os_error().unwrap_or(libc::EIO);
+                let mut head = [0; REPLY_HEAD_MAX];
+                let n = connection.session.outcome(&request, Err(errno), &mut head);
+                connection.out.push_head(&head[..n]);
+            }
+            Ok(runs) => {
+                let contexts = connection.session.contexts();
+                let bytes = contexts.len() * status::STATUS_BYTES_MAX;
+                let mut out = AlignedBuf::zeroed(bytes);
+                let mut at = 0;
+                for (id, context) in contexts.iter().enumerate() {
+                    let done = id + 1 == contexts.len();
+                    let holes = match context {
+                        MetaContext::Allocation => runs.as_slice(),
+                        // Named only if offered, and this export offers no checkpoint.
+                        MetaContext::Dirty(_) => &[],
+                    };
+                    let flags = |run: &Run| {
+                        if run.hole {
+                            status::HOLE | status::ZERO
+                        } else {
+                            0
+                        }
+                    };
+                    let extents = holes.iter().map(|run| (run.span.len, flags(run)));
+                    at += status::describe(&request, id as u32, done, extents, &mut out[at..]);
+                }
+                connection.held_bytes += out.len();
+                connection.out.push_payload(out, 0..at);
+            }
+        }
+        self.promise(c, request.charge());
+    }
+
+    /// Begin to remove a volume.
+    pub(super) fn leave(
+        &mut self,
+        ring: &mut Ring,
+        v: VolumeIndex,
+        waiter: Option<oneshot::Sender<Result<()>>>,
+    ) {
+        let Some(cell) = self.volumes.get_mut(v as usize) else {
+            if let Some(waiter) = waiter {
+                let gone = Error::new(ErrorKind::NotFound, "the volume is not on its shard");
+                let _ = waiter.send(Err(gone));
+            }
+            return;
+        };
+        match &mut cell.leaving {
+            Leaving::No => cell.leaving = Leaving::Closing(waiter.into_iter().collect()),
+            Leaving::Closing(all) | Leaving::Syncing(all) => all.extend(waiter),
+        }
+        let own = |c: &super::connection::Connection| c.volume == v;
+        let all: Vec<_> = self
+            .connections
+            .iter()
+            .filter(|(_, c)| own(c))
+            .map(|(c, _)| c)
+            .collect();
+        for c in all {
+            self.drain(ring, c as ConnectionIndex);
+        }
+        self.touch(v);
+    }
+
+    /// Once nothing of a leaving volume is in flight, sync it for the last time.
+    fn leave_on(&mut self, ring: &mut Ring, v: VolumeIndex) {
+        let cell = &mut self.volumes[v as usize];
+        let Leaving::Closing(waiters) = &mut cell.leaving else {
+            return;
+        };
+        let connected = self.connections.iter().any(|(_, c)| c.volume == v);
+        if connected || cell.requests.in_use() > 0 || !cell.saves.is_empty() || cell.syncing {
+            return;
+        }
+        cell.leaving = Leaving::Syncing(std::mem::take(waiters));
+        cell.image.sync(ring, Token::SyncImage(v).encode());
+    }
+
+    fn remove_volume(&mut self, ring: &mut Ring, v: VolumeIndex) {
+        let cell = self.volumes.remove(v as usize);
+        cell.image.detach(ring);
+        if let Meta::File { file, .. } = cell.meta {
+            ring.remove_file(file);
+        }
+        self.touched.retain(|other| *other != v);
+    }
+}
+
+impl VolumeCell {
+    pub(super) fn is_leaving(&self) -> bool {
+        !matches!(self.leaving, Leaving::No)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_read_back() {
+        for token in [
+            Token::Recv(7),
+            Token::Send(255),
+            Token::Io {
+                volume: 3,
+                slot: 2047,
+            },
+            Token::SyncImage(3),
+            Token::SyncMeta(0),
+            Token::Save {
+                volume: 9,
+                save: u32::MAX,
+            },
+        ] {
+            assert_eq!(Token::decode(token.encode()), token);
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! The engine as the rest of the node sees it: start shards, give them volumes and connections,
+//! make control calls.
+
+use super::VOLUME_REQUESTS_MAX;
+use super::connection::Arrival;
+use super::extents::Extents;
+use super::latency::Latency;
+use super::message::{Message, VolumeIndex};
+use super::shard::EngineShard;
+use super::volume_cell::{VolumeCell, VolumeFiles};
+use block::{Error, ErrorKind, Nanos, Result};
+use nbd::accept::Accepted;
+use nbd::session::Session;
+use ring::{Mailbox, Shard};
+use std::any::Any;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use storage::ImageFile;
+use storage::meta::MetaFile;
+use tokio::sync::oneshot;
+use volume::{Control, Snapshot, Volume};
+
+/// The shards of a process.
+pub struct Engine {
+    shards: Vec<Shard<Message>>,
+    next: AtomicUsize,
+}
+
+/// What a volume is made of.
+pub struct VolumeSpec {
+    /// The state machine. Its `max_requests` is [`VOLUME_REQUESTS_MAX`].
+    pub volume: Volume,
+    /// The image.
+    pub image: ImageFile,
+    /// The metadata file and the descriptor to sync it by; `None` for a volume without metadata.
+    pub meta: Option<(MetaFile, OwnedFd)>,
+}
+
+/// A volume on its home shard. Cheap to clone.
+#[derive(Clone)]
+pub struct VolumeHandle {
+    mailbox: Mailbox<Message>,
+    index: VolumeIndex,
+    latency: Arc<Latency>,
+}
+
+fn gone() -> Error {
+    Error::new(
+        ErrorKind::Disconnected,
+        "the shard has stopped: the process is ending, or an error above says why",
+    )
+}
+
+impl Engine {
+    /// Start `shards` shards; with `pin`, each on a processor of its own.
+    pub fn start(shards: usize, pin: bool) -> Result<Engine> {
+        assert!(shards > 0, "an engine has at least one shard");
+        let extents = Extents::start()?;
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let shards = (0..shards)
+            .map(|i| {
+                let extents = extents.clone();
+                let config = ring::Config {
+                    name: format!("shard-{i}"),
+                    cpu: pin.then_some(i % cpus),
+                };
+                Shard::spawn(config, move |_, mailbox| {
+                    Ok(EngineShard::new(extents, mailbox))
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Engine {
+            shards,
+            next: AtomicUsize::new(0),
+        })
+    }
+
+    /// Give a volume a home.
+    pub async fn add_volume(&self, spec: VolumeSpec) -> Result<VolumeHandle> {
+        assert_eq!(spec.volume.config().max_requests, VOLUME_REQUESTS_MAX);
+        let latency = Arc::new(Latency::default());
+        let extents_file = Arc::new(spec.image.duplicate()?);
+        let files = VolumeFiles {
+            volume: spec.volume,
+            image: spec.image,
+            meta: spec.meta,
+            latency: Arc::clone(&latency),
+            extents_file,
+        };
+        let n = self.next.fetch_add(1, Ordering::Relaxed) % self.shards.len();
+        let mailbox = self.shards[n].mailbox();
+        let (answer, answered) = oneshot::channel();
+        mailbox
+            .send(Message::AddVolume(Box::new(files), answer))
+            .map_err(|_| gone())?;
+        let index = answered.await.map_err(|_| gone())??;
+        Ok(VolumeHandle {
+            mailbox,
+            index,
+            latency,
+        })
+    }
+
+    /// Finish what is in flight, sync every volume, end the shards.
+    pub fn stop(self) -> Result<()> {
+        for shard in &self.shards {
+            // One that has stopped already is joined below.
+            let _ = shard.mailbox().send(Message::Stop);
+        }
+        self.shards.into_iter().try_for_each(Shard::join)
+    }
+}
+
+impl VolumeHandle {
+    /// Hand over a negotiated connection. `permit` is dropped when the connection is closed.
+    pub fn connect(&self, accepted: Accepted, permit: Box<dyn Any + Send>) -> Result<()> {
+        let arrival = Arrival {
+            volume: self.index,
+            socket: accepted.socket,
+            session: Session::new(&accepted.agreed),
+            surplus: accepted.surplus,
+            permit,
+        };
+        self.mailbox
+            .send(Message::Connect(Box::new(arrival)))
+            .map_err(|_| gone())
+    }
+
+    /// Run `f` on the volume, between two batches of requests.
+    pub async fn call<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut Volume, Nanos) -> R + Send + 'static,
+    ) -> Result<R> {
+        self.on_cell(move |cell, now| f(&mut cell.volume, now))
+            .await
+    }
+
+    /// Run a control call that must become durable, and return when it has.
+    pub async fn control(
+        &self,
+        f: impl FnOnce(&mut Volume, Nanos) -> Result<Control> + Send + 'static,
+    ) -> Result<()> {
+        let (answer, answered) = oneshot::channel();
+        self.on_cell(move |cell, now| {
+            let control = f(&mut cell.volume, now)?;
+            cell.waiters.controls.insert(control, answer);
+            Ok(())
+        })
+        .await??;
+        let outcome = answered.await.map_err(|_| gone())?;
+        outcome.map_err(|e| Error::errno("make the volume's record durable", e))
+    }
+
+    /// Make a snapshot (`rotate`, `mirror_on`), and return it once it may be read.
+    pub async fn snapshot(
+        &self,
+        f: impl FnOnce(&mut Volume, Nanos) -> Result<Arc<Snapshot>> + Send + 'static,
+    ) -> Result<Arc<Snapshot>> {
+        let (answer, answered) = oneshot::channel();
+        let snapshot = self
+            .on_cell(move |cell, now| {
+                let snapshot = f(&mut cell.volume, now)?;
+                cell.waiters.when_settled(Arc::clone(&snapshot), answer);
+                Ok::<_, Error>(snapshot)
+            })
+            .await??;
+        answered.await.map_err(|_| gone())?;
+        Ok(snapshot)
+    }
+
+    /// Return when the volume's record is durable: an owner's gate is open then.
+    pub async fn opened(&self) -> Result<()> {
+        let (answer, answered) = oneshot::channel();
+        self.on_cell(move |cell, _| cell.waiters.when_open(answer))
+            .await?;
+        answered.await.map_err(|_| gone())
+    }
+
+    /// Hold new requests, and return when nothing is in flight.
+    pub async fn freeze(&self) -> Result<()> {
+        let (answer, answered) = oneshot::channel();
+        self.on_cell(move |cell, _| {
+            cell.waiters.drained.push(answer);
+            cell.volume.freeze();
+        })
+        .await?;
+        answered.await.map_err(|_| gone())
+    }
+
+    /// Let requests in again.
+    pub async fn thaw(&self) -> Result<()> {
+        self.call(Volume::thaw).await
+    }
+
+    /// Close its connections, finish its requests, sync it, and take it off its shard.
+    pub async fn remove(self) -> Result<()> {
+        let (answer, answered) = oneshot::channel();
+        self.mailbox
+            .send(Message::RemoveVolume(self.index, answer))
+            .map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    /// How long its guests wait.
+    #[must_use]
+    pub fn latency(&self) -> &Arc<Latency> {
+        &self.latency
+    }
+
+    async fn on_cell<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut VolumeCell, Nanos) -> R + Send + 'static,
+    ) -> Result<R> {
+        let (answer, answered) = oneshot::channel();
+        let call = move |cell: &mut VolumeCell, now| {
+            // The caller may have gone; the call was made all the same.
+            let _ = answer.send(f(cell, now));
+        };
+        self.mailbox
+            .send(Message::Call(self.index, Box::new(call)))
+            .map_err(|_| gone())?;
+        answered
+            .await
+            .map_err(|_| Error::new(ErrorKind::NotFound, "the volume was removed from its shard"))
+    }
+}

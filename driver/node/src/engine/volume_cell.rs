@@ -1,0 +1,120 @@
+//! A volume on its home shard, with what it needs from the world.
+
+use super::latency::Latency;
+use super::request::Requests;
+use block::{Extent, Nanos};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use storage::meta::MetaFile;
+use storage::{Image, ImageFile, Io};
+use tokio::sync::oneshot;
+use volume::{Control, Outcome, SaveTicket, Snapshot, Volume};
+
+/// Where metadata pages go.
+pub(super) enum Meta {
+    /// Nowhere: one image served from one place has nobody to promise anything to.
+    None,
+    /// Into a mapped file.
+    File {
+        pages: MetaFile,
+        file: ring::FileId,
+        /// A store that failed; the next sync reports it.
+        failed: Option<i32>,
+    },
+}
+
+/// All that makes a volume, before a shard has it.
+pub(super) struct VolumeFiles {
+    pub(super) volume: Volume,
+    pub(super) image: ImageFile,
+    pub(super) meta: Option<(MetaFile, OwnedFd)>,
+    pub(super) latency: Arc<Latency>,
+    pub(super) extents_file: Arc<File>,
+}
+
+/// A read for copy-before-write.
+pub(super) struct Save {
+    pub(super) ticket: SaveTicket,
+    pub(super) io: Io,
+}
+
+/// Who waits for an answer of the volume's.
+#[derive(Default)]
+pub(super) struct Waiters {
+    settled: Vec<(Arc<Snapshot>, oneshot::Sender<()>)>,
+    pub(super) drained: Vec<oneshot::Sender<()>>,
+    pub(super) controls: BTreeMap<Control, oneshot::Sender<Outcome>>,
+    is_open: bool,
+    open: Vec<oneshot::Sender<()>>,
+}
+
+impl Waiters {
+    /// Tell `waiter` when the snapshot may be read.
+    pub(super) fn when_settled(&mut self, snapshot: Arc<Snapshot>, waiter: oneshot::Sender<()>) {
+        self.settled.push((snapshot, waiter));
+    }
+
+    /// Tell `waiter` when the volume's record is durable.
+    pub(super) fn when_open(&mut self, waiter: oneshot::Sender<()>) {
+        if self.is_open {
+            let _ = waiter.send(());
+        } else {
+            self.open.push(waiter);
+        }
+    }
+
+    // A waiter that has gone away wants no answer.
+
+    pub(super) fn settle(&mut self, snapshot: &Arc<Snapshot>) {
+        let its = self
+            .settled
+            .extract_if(.., |(s, _)| Arc::ptr_eq(s, snapshot));
+        for (_, waiter) in its {
+            let _ = waiter.send(());
+        }
+    }
+
+    pub(super) fn opened(&mut self) {
+        self.is_open = true;
+        for waiter in self.open.drain(..) {
+            let _ = waiter.send(());
+        }
+    }
+}
+
+/// How far the removal of a volume is.
+pub(super) enum Leaving {
+    No,
+    /// Its connections finish.
+    Closing(Vec<oneshot::Sender<block::Result<()>>>),
+    /// The last sync is under way.
+    Syncing(Vec<oneshot::Sender<block::Result<()>>>),
+}
+
+pub(super) struct VolumeCell {
+    pub(super) volume: Volume,
+    pub(super) image: Image,
+    pub(super) meta: Meta,
+    pub(super) requests: Requests,
+    pub(super) saves: slab::Slab<Save>,
+    pub(super) waiters: Waiters,
+    pub(super) latency: Arc<Latency>,
+    pub(super) extents_file: Arc<File>,
+    pub(super) leaving: Leaving,
+    pub(super) is_touched: bool,
+    pub(super) syncing: bool,
+}
+
+impl VolumeCell {
+    /// Bytes that a copy-before-write read of `extent` covers.
+    pub(super) fn save_span(&self, extent: Extent) -> block::Span {
+        extent.span(self.image.size())
+    }
+
+    /// When the volume wants to be told the time.
+    pub(super) fn deadline(&self) -> Option<Nanos> {
+        self.volume.deadline()
+    }
+}

@@ -1,0 +1,187 @@
+//! `forerun serve`: one image, one export, no configuration.
+//!
+//! ```text
+//! lock and open the image ─► engine ─► listener ─► accept, handshake (tokio) ─► home shard
+//! SIGTERM, SIGINT ─► no more connections ─► replies go out ─► sync ─► exit
+//! ```
+
+mod listener;
+
+use crate::engine::{CONNECTIONS_MAX, Engine, VOLUME_REQUESTS_MAX, VolumeHandle, VolumeSpec};
+use block::{Error, ErrorKind, Result};
+use listener::Listener;
+use nbd::accept::{Accepted, HANDSHAKE_DEADLINE};
+use nbd::codec::TransmissionFlags;
+use nbd::{Export, Exports};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use storage::ImageFile;
+pub use storage::{CacheMode, OpenOptions};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use volume::{Config, Volume};
+
+/// Pause after a failed accept (most often no descriptor was left), so that it is not tried in a
+/// loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A unix socket at this path.
+    Unix(PathBuf),
+    /// TCP. Off loopback only with [`Options::allow_plaintext`].
+    Tcp(SocketAddr),
+}
+
+/// What to serve, and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The image or block device.
+    pub image: PathBuf,
+    /// How to open it.
+    pub open: OpenOptions,
+    /// Where.
+    pub listen: Listen,
+    /// The export's name. The empty name finds it too.
+    pub export: String,
+    /// Most connections at a time; more wait to be accepted.
+    pub connections: usize,
+    /// Serve TCP without encryption to other machines.
+    pub allow_plaintext: bool,
+    /// Threads with a ring. One image has one home, so one is enough.
+    pub shards: usize,
+    /// Give each shard a processor of its own.
+    pub pin: bool,
+}
+
+struct OneExport {
+    name: String,
+    export: Export,
+}
+
+impl Exports for OneExport {
+    fn names(&self) -> Vec<String> {
+        vec![self.name.clone()]
+    }
+    fn find(&self, name: &str) -> Option<Export> {
+        (name == self.name || name.is_empty()).then(|| self.export.clone())
+    }
+}
+
+/// Serve until SIGTERM or SIGINT. `ready` is told the URI once clients may connect.
+pub fn run(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
+    check(options)?;
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::io("start the async runtime", e))?
+        .block_on(serve(options, ready))
+}
+
+fn check(options: &Options) -> Result<()> {
+    let invalid = |why: String| Err(Error::new(ErrorKind::Invalid, why));
+    if let Listen::Tcp(addr) = options.listen
+        && !addr.ip().is_loopback()
+        && !options.allow_plaintext
+    {
+        return invalid(format!(
+            "listen on {addr}: everybody on that network could read and write the image. Use a \
+             unix socket or 127.0.0.1, or say --allow-plaintext if the network is trusted"
+        ));
+    }
+    if !(1..=CONNECTIONS_MAX).contains(&options.connections) {
+        return invalid(format!("--connections: from 1 to {CONNECTIONS_MAX}"));
+    }
+    if options.export.len() > nbd::handshake::STRING_MAX {
+        return invalid("--export: the name is longer than the protocol allows".into());
+    }
+    Ok(())
+}
+
+async fn serve(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
+    let mut terminated = on(SignalKind::terminate())?;
+    let mut interrupted = on(SignalKind::interrupt())?;
+
+    let image = ImageFile::open(&options.image, &options.open)?;
+    let mut export = Export::new(options.export.as_str(), image.size);
+    if options.open.read_only {
+        export = export.read_only();
+    }
+    if !image.can_trim() {
+        export.flags = export.flags.without(TransmissionFlags::SEND_TRIM);
+    }
+    let volume = Volume::ephemeral(Config {
+        size: image.size,
+        max_requests: VOLUME_REQUESTS_MAX,
+        align: u64::from(image.unit()),
+        read_only: options.open.read_only,
+    });
+    let listener = Listener::bind(&options.listen)?;
+    let engine = Engine::start(options.shards, options.pin)?;
+    let spec = VolumeSpec {
+        volume,
+        image,
+        meta: None,
+    };
+    let volume = engine.add_volume(spec).await?;
+    let exports = Arc::new(OneExport {
+        name: options.export.clone(),
+        export,
+    });
+    ready(&listener.uri(&options.export)?);
+
+    let places = Arc::new(Semaphore::new(options.connections));
+    tokio::select! {
+        _ = terminated.recv() => {}
+        _ = interrupted.recv() => {}
+        () = accept_all(&listener, &places, &exports, &volume) => {}
+    }
+    tracing::info!("stopping: finishing what is in flight");
+    drop(listener);
+    volume.remove().await?;
+    tokio::task::spawn_blocking(|| engine.stop())
+        .await
+        .map_err(|e| Error::new(ErrorKind::Broken, format!("stop the engine: {e}")))?
+}
+
+fn on(kind: SignalKind) -> Result<tokio::signal::unix::Signal> {
+    signal(kind).map_err(|e| Error::io("handle signals", e))
+}
+
+/// Accept for ever. Each handshake is a task of its own under a deadline.
+async fn accept_all(
+    listener: &Listener,
+    places: &Arc<Semaphore>,
+    exports: &Arc<OneExport>,
+    volume: &VolumeHandle,
+) {
+    loop {
+        // A place first: beyond the cap clients wait in the listener's queue.
+        let Ok(place) = Arc::clone(places).acquire_owned().await else {
+            return;
+        };
+        let stream = match listener.accept().await {
+            Ok(stream) => stream,
+            Err(e) => {
+                tracing::warn!("accept: {e}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let (exports, volume) = (Arc::clone(exports), volume.clone());
+        tokio::spawn(async move {
+            let joined = stream
+                .handshake(&*exports, HANDSHAKE_DEADLINE)
+                .await
+                .and_then(|accepted: Accepted| volume.connect(accepted, Box::new(place)));
+            match joined {
+                Ok(()) => {}
+                Err(e) if e.kind() == ErrorKind::Disconnected => tracing::debug!("{e}"),
+                Err(e) => tracing::warn!("{e}"),
+            }
+        });
+    }
+}

@@ -1,0 +1,78 @@
+//! `forerun serve`: one image over NBD, with nothing else around it.
+
+use super::{Failure, Out, size};
+use node::serve::{CacheMode, Listen, OpenOptions, Options, run as serve};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// What to serve, and how.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The raw image file or block device
+    image: PathBuf,
+    /// Listen on a unix socket at this path [default: forerun-IMAGE.sock in the runtime directory]
+    #[arg(long, value_name = "PATH", conflicts_with = "listen")]
+    socket: Option<PathBuf>,
+    /// Listen on TCP (port 0: any free one)
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// Name of the export; the empty name finds it too
+    #[arg(long, value_name = "NAME", default_value = "")]
+    export: String,
+    /// Make a sparse image of this size first, for example 10G
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, conflicts_with = "read_only")]
+    create: Option<u64>,
+    /// Refuse writes; several read-only servers may share an image
+    #[arg(long)]
+    read_only: bool,
+    /// direct: O_DIRECT; writeback: through the page cache, durable after a flush
+    #[arg(long, value_name = "MODE", default_value = "direct", value_parser = parse_cache)]
+    cache: CacheMode,
+    /// Most connections at a time; more wait to be accepted
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    connections: usize,
+    /// Threads with a ring of their own; one image keeps one of them busy
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    shards: u8,
+    /// Give each shard a processor of its own
+    #[arg(long)]
+    pin: bool,
+    /// Let other machines connect without encryption
+    #[arg(long)]
+    allow_plaintext: bool,
+}
+
+fn parse_cache(s: &str) -> Result<CacheMode, String> {
+    s.parse().map_err(|e: node::Error| e.to_string())
+}
+
+/// Serve until told to stop.
+pub fn run(args: Args, out: &Out) -> Result<(), Failure> {
+    let listen = match (args.listen, args.socket) {
+        (Some(addr), _) => Listen::Tcp(addr),
+        (None, Some(path)) => Listen::Unix(path),
+        (None, None) => Listen::Unix(default_socket(&args.image)),
+    };
+    let options = Options {
+        image: args.image,
+        open: OpenOptions {
+            cache: args.cache,
+            read_only: args.read_only,
+            create: args.create,
+        },
+        listen,
+        export: args.export,
+        connections: args.connections,
+        allow_plaintext: args.allow_plaintext,
+        shards: usize::from(args.shards),
+        pin: args.pin,
+    };
+    serve(&options, |uri| out.line(uri))?;
+    Ok(())
+}
+
+fn default_socket(image: &std::path::Path) -> PathBuf {
+    let dir = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let name = image.file_name().unwrap_or(image.as_os_str());
+    dir.join(format!("forerun-{}.sock", name.to_string_lossy()))
+}
