@@ -398,3 +398,29 @@ fn an_orderly_close_leaves_intents_only_where_a_replica_lacks_something() {
     let areas: Vec<u64> = a.vol.intents().unwrap().iter().map(|a| a.0).collect();
     assert_eq!(areas, [4]);
 }
+
+/// A replica had a write that the source's disk then lost: nobody had flushed it. They differed, and
+/// the intent was gone, because the replica had committed. Intents go only after an image sync.
+#[test]
+fn an_intent_outlives_the_replicas_commit_until_the_image_is_synced() {
+    let mut a = Node::new(1 << 30, owner());
+    let name = replica("n2");
+    let c = a.vol.add_cursor(name.clone(), Start::At(Epoch(0))).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    let _ = a.write(0, 0);
+    assert!(a.said(|x| matches!(x, Action::Issue(_))));
+    assert_eq!(a.vol.complete(NOW, RequestId(0), Ok(())), OK);
+    let snapshot = a.vol.rotate(&name).unwrap();
+    a.run();
+    let c = a.vol.committed(&name, snapshot.epoch()).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    assert_eq!(a.vol.intents().unwrap().len(), 1);
+    let deadline = a.vol.deadline().unwrap();
+    a.vol.tick(deadline);
+    a.run();
+    assert!(
+        a.vol.intents().unwrap().is_empty(),
+        "the volume synced the image by itself"
+    );
+    assert_eq!(a.vol.deadline(), None);
+}
