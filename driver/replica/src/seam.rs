@@ -24,6 +24,33 @@ pub trait Pending: Clone {
     fn shipped(&self, extent: Extent);
 }
 
+impl Pending for Arc<volume::Snapshot> {
+    fn epoch(&self) -> Epoch {
+        volume::Snapshot::epoch(self)
+    }
+    fn is_mirrored(&self) -> bool {
+        volume::Snapshot::is_mirrored(self)
+    }
+    fn is_overrun(&self) -> bool {
+        volume::Snapshot::is_overrun(self)
+    }
+    fn pending_bytes(&self) -> u64 {
+        volume::Snapshot::pending_bytes(self)
+    }
+    fn next_pending(&self, from: Block, max: u64) -> Option<Extent> {
+        volume::Snapshot::next_pending(self, from, max)
+    }
+    fn is_suspect(&self, area: Area) -> bool {
+        volume::Snapshot::is_suspect(self, area)
+    }
+    fn saved(&self, block: Block) -> Option<Arc<[u8; BLOCK_BYTES as usize]>> {
+        volume::Snapshot::saved(self, block)
+    }
+    fn shipped(&self, extent: Extent) {
+        volume::Snapshot::shipped(self, extent);
+    }
+}
+
 /// How the guest fares.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GuestLoad {
@@ -74,6 +101,8 @@ pub trait Source {
     /// Begin to track for a replica that will be copied from now on. The answer names the seeding:
     /// the epoch that [`Source::cursor`] then gives until the first commit.
     async fn begin_seed(&self) -> Result<Epoch>;
+    /// The seeding is durable at the replica: what it lacks is what was written since it began.
+    async fn seeded(&self) -> Result<()>;
     /// End an epoch; answers once it is settled.
     async fn rotate(&self) -> Result<Self::Snapshot>;
     /// The replica has `epoch` durably.

@@ -293,6 +293,10 @@ impl<S: Source, D: Disk, C: Clock, T: Transport> Session<'_, S, D, C, T> {
         let seeding = if self.needs_seeding() {
             Some(self.seed().await?)
         } else {
+            if matches!(self.peer.get().state, ReplicaState::Seeding { .. }) {
+                // It ended, but the connection or this node did before the volume heard of it.
+                self.sender.source.seeded().await?;
+            }
             None
         };
         Ok((seeding, self.increment().await?))

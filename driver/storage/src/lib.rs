@@ -13,6 +13,7 @@ mod buffered;
 mod image;
 mod io;
 pub mod meta;
+pub mod mover;
 mod open;
 pub mod sparse;
 mod zero;

@@ -42,6 +42,7 @@ impl<S: Source, D: Disk, C: Clock, T: Transport> Session<'_, S, D, C, T> {
         self.inbox
             .wait(|i| (i.watermark.get() == sender.size).then_some(()))
             .await;
+        sender.source.seeded().await?;
         let mut peer = self.peer.get();
         peer.state = ReplicaState::Seeding {
             seed: seed.0,

@@ -51,18 +51,40 @@ pub async fn pause(times: u64) {
     }
 }
 
-/// Sleeping moves the time and lets others run.
-#[derive(Clone, Default)]
-pub struct Hand(Rc<Cell<u64>>);
+/// Time passes when somebody looks at it, and while somebody sleeps.
+#[derive(Clone)]
+pub struct Hand {
+    now: Rc<Cell<u64>>,
+    look: u64,
+}
+
+impl Hand {
+    /// A clock on which each look takes so long.
+    pub fn new(look: Duration) -> Hand {
+        Hand {
+            now: Rc::default(),
+            look: look.as_nanos() as u64,
+        }
+    }
+}
+
+impl Default for Hand {
+    fn default() -> Hand {
+        Hand::new(Duration::from_micros(1))
+    }
+}
 
 impl Clock for Hand {
     fn now(&self) -> Nanos {
-        self.0.set(self.0.get() + 1000);
-        Nanos(self.0.get())
+        self.now.set(self.now.get() + self.look);
+        Nanos(self.now.get())
     }
     async fn sleep(&self, d: Duration) {
-        self.0.set(self.0.get() + d.as_nanos() as u64);
-        pause(1).await;
+        let until = self.now.get() + d.as_nanos() as u64;
+        while self.now.get() < until {
+            self.now.set(self.now.get() + 1000);
+            pause(1).await;
+        }
     }
 }
 

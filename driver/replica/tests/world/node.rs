@@ -52,6 +52,10 @@ pub type TestSender = Sender<MemVolume, MemDisk, Hand>;
 pub type TestSession<'a> = Session<'a, MemVolume, MemDisk, Hand, End>;
 
 pub fn sender(volume: &MemVolume) -> TestSender {
+    sender_with(volume, Hand::default())
+}
+
+pub fn sender_with(volume: &MemVolume, clock: Hand) -> TestSender {
     let tuning = Tuning {
         watermark_every: 2 * MIB,
         ..Tuning::default()
@@ -60,7 +64,7 @@ pub fn sender(volume: &MemVolume) -> TestSender {
         VOLUME,
         volume.clone(),
         volume.image.clone(),
-        Hand::default(),
+        clock,
         tuning,
         |_| {},
     )

@@ -236,6 +236,9 @@ impl Source for MemVolume {
         self.s.cursor.set(Some(self.s.epoch.get()));
         Ok(self.s.epoch.get())
     }
+    async fn seeded(&self) -> Result<()> {
+        Ok(())
+    }
     async fn rotate(&self) -> Result<Snapshot> {
         let snapshot = self.take_snapshot();
         super::pause(3).await;
