@@ -10,6 +10,7 @@ mod controller;
 mod cutover;
 mod events;
 mod failure;
+mod node;
 mod nodes;
 mod operation;
 pub(crate) mod out;
@@ -69,6 +70,8 @@ pub struct Global {
 enum Verb {
     /// Serve one image over NBD: no configuration, no controller, no root
     Serve(serve::Args),
+    /// Run the data plane of this host
+    Node(node::Args),
     /// Run the controller, which decides and never touches a block
     Controller(controller::Args),
     /// Make, adopt, list, grow and delete volumes
@@ -118,6 +121,10 @@ fn run(cli: Cli, out: &Out) -> Result<(), Failure> {
         Verb::Serve(args) => {
             log_to_stderr();
             serve::run(args, out)
+        }
+        Verb::Node(args) => {
+            log_to_stderr();
+            block_on(node::run(args, out))
         }
         Verb::Controller(args) => {
             log_to_stderr();

@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod config;
+pub mod daemon;
 pub mod datadir;
 pub mod engine;
 pub mod serve;

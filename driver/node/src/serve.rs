@@ -5,7 +5,7 @@
 //! SIGTERM, SIGINT ─► no more connections ─► replies go out ─► sync ─► exit
 //! ```
 
-mod listener;
+pub(crate) mod listener;
 
 use crate::engine::{CONNECTIONS_MAX, Engine, VOLUME_REQUESTS_MAX, VolumeHandle, VolumeSpec};
 use block::{Error, ErrorKind, Result};

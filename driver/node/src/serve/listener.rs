@@ -10,18 +10,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-pub(super) enum Listener {
+pub(crate) enum Listener {
     Unix(UnixListener, PathBuf),
     Tcp(TcpListener),
 }
 
-pub(super) enum Stream {
+pub(crate) enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
 }
 
 impl Listener {
-    pub(super) fn bind(listen: &Listen) -> Result<Listener> {
+    pub(crate) fn bind(listen: &Listen) -> Result<Listener> {
         match listen {
             Listen::Unix(path) => {
                 make_way(path)?;
@@ -44,7 +44,7 @@ impl Listener {
     }
 
     /// How clients are to name it.
-    pub(super) fn uri(&self, export: &str) -> Result<String> {
+    pub(crate) fn uri(&self, export: &str) -> Result<String> {
         match self {
             Listener::Unix(_, path) => Ok(format!(
                 "nbd+unix:///{}?socket={}",
@@ -60,7 +60,20 @@ impl Listener {
         }
     }
 
-    pub(super) async fn accept(&self) -> io::Result<Stream> {
+    /// The address listened on, whose port the kernel may have chosen.
+    pub(crate) fn tcp_address(&self) -> Result<std::net::SocketAddr> {
+        match self {
+            Listener::Tcp(listener) => listener
+                .local_addr()
+                .map_err(|e| Error::io("ask for the address that is listened on", e)),
+            Listener::Unix(_, path) => Err(Error::new(
+                ErrorKind::Invalid,
+                format!("socket {} has no address", path.display()),
+            )),
+        }
+    }
+
+    pub(crate) async fn accept(&self) -> io::Result<Stream> {
         match self {
             Listener::Unix(l, _) => l.accept().await.map(|(s, _)| Stream::Unix(s)),
             Listener::Tcp(l) => l.accept().await.map(|(s, _)| Stream::Tcp(s)),
@@ -78,7 +91,7 @@ impl Drop for Listener {
 }
 
 impl Stream {
-    pub(super) async fn handshake(
+    pub(crate) async fn handshake(
         self,
         exports: &(dyn Exports + Sync),
         deadline: Duration,

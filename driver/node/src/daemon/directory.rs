@@ -1,0 +1,168 @@
+//! A volume's directory: `image` (a file, or a link to an adopted one) and `meta`.
+//!
+//! A volume is made under a name that no volume can have, and renamed when it is whole; it is renamed
+//! away before it is deleted. What a crash leaves under such names is swept at the start.
+
+use crate::datadir::DataDir;
+use crate::engine::{VOLUME_REQUESTS_MAX, VolumeSpec};
+use crate::service::NewVolume;
+use block::{Epoch, Error, ErrorKind, Generation, Result, VolumeName};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use storage::meta::{MetaFile, SLOT_BYTES};
+use storage::{ImageFile, OpenOptions};
+use volume::{Config, Identity, Role, Volume, meta_bytes};
+
+/// Directories of volumes that are not yet, or no longer, there. No volume's name begins so.
+const MAKING: &str = ".making-";
+const GONE: &str = ".gone-";
+
+fn beside(data: &DataDir, prefix: &str, name: &VolumeName) -> PathBuf {
+    data.path().join("volumes").join(format!("{prefix}{name}"))
+}
+
+/// Remove what a crash left half made or half deleted.
+pub(super) fn sweep(data: &DataDir) -> Result<()> {
+    let dir = data.path().join("volumes");
+    let asked = |e| Error::io(format!("sweep {}", dir.display()), e);
+    for entry in std::fs::read_dir(&dir).map_err(asked)? {
+        let entry = entry.map_err(asked)?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(MAKING) || name.starts_with(GONE) {
+            std::fs::remove_dir_all(entry.path()).map_err(asked)?;
+        }
+    }
+    Ok(())
+}
+
+/// Make the files of a new volume. It is there, for this and for every later start of the node, once
+/// [`publish`] has been called.
+pub(super) fn make(data: &DataDir, new: &NewVolume) -> Result<VolumeSpec> {
+    let dir = beside(data, MAKING, &new.name);
+    make_in(data, &dir, new).map_err(|e| {
+        // Nothing of a volume that could not be made is to take room. What stays is swept later.
+        let _ = std::fs::remove_dir_all(&dir);
+        e.within(format!("make volume {}", new.name))
+    })
+}
+
+fn make_in(data: &DataDir, dir: &Path, new: &NewVolume) -> Result<VolumeSpec> {
+    let io = |what: &str, e| Error::io(format!("{what} {}", dir.display()), e);
+    if dir.exists() {
+        std::fs::remove_dir_all(dir).map_err(|e| io("sweep", e))?;
+    }
+    std::fs::create_dir(dir).map_err(|e| io("make directory", e))?;
+    let path = dir.join("image");
+    let image = match (&new.image, new.size_bytes) {
+        (Some(existing), _) => {
+            std::os::unix::fs::symlink(existing, &path).map_err(|e| io("link the image in", e))?;
+            ImageFile::open(&path, &OpenOptions::default())
+                .map_err(|e| e.within(format!("adopt {}", existing.display())))?
+        }
+        (None, Some(size)) => {
+            let create = OpenOptions {
+                create: Some(size),
+                ..OpenOptions::default()
+            };
+            ImageFile::open(&path, &create)?
+        }
+        (None, None) => {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "it has neither a size nor an image",
+            ));
+        }
+    };
+    if let Some(size) = new.size_bytes
+        && size != image.size
+    {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            format!("the image has {} bytes, {size} were asked for", image.size),
+        ));
+    }
+    let role = if new.standby {
+        Role::Standby
+    } else {
+        Role::Owner {
+            generation: Generation(1),
+            since: Epoch(0),
+        }
+    };
+    let shown = new
+        .image
+        .clone()
+        .unwrap_or_else(|| data.volume(&new.name).join("image"));
+    let identity = Identity {
+        id: new.id,
+        name: new.name.clone(),
+        image: shown.to_string_lossy().into_owned(),
+    };
+    let volume = Volume::create(config(&image), identity, role)?;
+    let meta = open_meta(dir, image.size)?;
+    Ok(VolumeSpec {
+        volume,
+        image,
+        meta: Some(meta),
+    })
+}
+
+/// Give a made volume its name, durably.
+pub(super) fn publish(data: &DataDir, name: &VolumeName) -> Result<()> {
+    let from = beside(data, MAKING, name);
+    let to = data.volume(name);
+    let asked = || format!("name the directory of volume {name}");
+    sync_dir(&from)?;
+    std::fs::rename(&from, &to).map_err(|e| Error::io(asked(), e))?;
+    sync_dir(&data.path().join("volumes"))
+}
+
+/// Open the files of a volume.
+pub(super) fn open(data: &DataDir, name: &VolumeName) -> Result<VolumeSpec> {
+    let dir = data.volume(name);
+    let image = ImageFile::open(&dir.join("image"), &OpenOptions::default())
+        .map_err(|e| e.within(format!("open volume {name}")))?;
+    let (meta, fd) = open_meta(&dir, image.size)?;
+    let volume = Volume::open(config(&image), None, &meta.read()?)?;
+    Ok(VolumeSpec {
+        volume,
+        image,
+        meta: Some((meta, fd)),
+    })
+}
+
+/// Delete a volume's directory. An adopted image is only linked there, and stays.
+pub(super) fn delete(data: &DataDir, name: &VolumeName) -> Result<()> {
+    let asked = |e| Error::io(format!("delete the directory of volume {name}"), e);
+    let gone = beside(data, GONE, name);
+    if gone.exists() {
+        std::fs::remove_dir_all(&gone).map_err(asked)?;
+    }
+    std::fs::rename(data.volume(name), &gone).map_err(asked)?;
+    sync_dir(&data.path().join("volumes"))?;
+    std::fs::remove_dir_all(&gone).map_err(asked)
+}
+
+fn config(image: &ImageFile) -> Config {
+    Config {
+        size: image.size,
+        max_requests: VOLUME_REQUESTS_MAX,
+        align: u64::from(image.unit()),
+        read_only: false,
+    }
+}
+
+fn open_meta(dir: &Path, size: u64) -> Result<(MetaFile, std::os::fd::OwnedFd)> {
+    let slots = meta_bytes(size) / SLOT_BYTES as u64;
+    MetaFile::open(
+        &dir.join("meta"),
+        usize::try_from(slots).unwrap_or(usize::MAX),
+    )
+}
+
+fn sync_dir(dir: &Path) -> Result<()> {
+    File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(|e| Error::io(format!("sync directory {}", dir.display()), e))
+}

@@ -1,0 +1,118 @@
+//! `forerun node`: the data plane of a host.
+//!
+//! ```text
+//! lock the data directory ─► engine ─► open every volume by itself ─► listen ─► register
+//!
+//!   guests ──NBD (unix, TCP)──► accept ─► handshake ─► home shard
+//!   controller ──gRPC──► service ──► Volumes (NodeOps)
+//!   heartbeats ──► controller, for as long as there is one
+//!
+//! SIGTERM, SIGINT ─► no more connections ─► replies go out ─► sync ─► exit
+//! ```
+//!
+//! A volume that cannot be opened is reported with what is wrong and stops nobody else. A controller
+//! that is away stops nobody either.
+
+mod directory;
+mod front;
+mod host;
+mod volumes;
+
+pub use volumes::Volumes;
+
+use crate::config::Config;
+use crate::datadir::DataDir;
+use crate::engine::Engine;
+use crate::serve::Listen;
+use crate::serve::listener::Listener;
+use crate::service::{Service, keep_registered};
+use block::{Error, ErrorKind, Result};
+use proto::v1::RegisterRequest;
+use proto::v1::node_server::NodeServer;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+/// Where a node listens, once it does.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// gRPC.
+    pub listening: SocketAddr,
+    /// NBD over TCP.
+    pub nbd: SocketAddr,
+    /// Replication.
+    pub replication: SocketAddr,
+}
+
+/// Run a node until `stop`. `ready` is told where it listens.
+pub async fn run(
+    config: Config,
+    stop: impl Future<Output = ()> + Send,
+    ready: impl FnOnce(&Ready),
+) -> Result<()> {
+    let data = DataDir::lock(&config.data)?;
+    let socket = data.path().join("nbd.sock");
+    let shards = match config.shards {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    let engine = Engine::start(shards, config.pin)?;
+
+    let (grpc, listening) = bind("the controller's calls", config.listen).await?;
+    // Held from now on, so that its port is known when the node registers.
+    let (_replication, replication) = bind("replication", config.replication).await?;
+    let unix = Listener::bind(&Listen::Unix(socket.clone()))?;
+    let tcp = Listener::bind(&Listen::Tcp(config.nbd))?;
+    let nbd = tcp.tcp_address()?;
+    let at = Ready {
+        listening,
+        nbd,
+        replication,
+    };
+    let reach = front::Reach {
+        socket,
+        tcp: config.advertised(nbd),
+    };
+    let volumes = Arc::new(Volumes::open(data, engine, reach).await?);
+    ready(&at);
+
+    let me = RegisterRequest {
+        name: config.name.to_string(),
+        site: config.site.clone(),
+        address: config.advertised(listening).to_string(),
+        replication_address: config.advertised(replication).to_string(),
+        nbd_address: config.advertised(nbd).to_string(),
+    };
+    let registration = config
+        .controller
+        .clone()
+        .map(|c| tokio::spawn(keep_registered(c, me, Arc::clone(&volumes))));
+    let guests = [unix, tcp].map(|l| tokio::spawn(front::accept_all(l, Arc::clone(&volumes))));
+    let service = NodeServer::new(Service::new(config.name, Arc::clone(&volumes)));
+    let served = Server::builder()
+        .add_service(service)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(grpc), stop)
+        .await;
+
+    tracing::info!("stopping: finishing what is in flight");
+    for task in guests.into_iter().chain(registration) {
+        task.abort();
+        let _ = task.await; // aborted: its listener is closed now
+    }
+    volumes.close().await?;
+    served.map_err(|e| Error::new(ErrorKind::Io, format!("serve gRPC on {listening}: {e}")))
+}
+
+async fn bind(what: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+    let asked = format!("listen for {what} on {address} (another port may be free)");
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|e| Error::io(asked.clone(), e))?;
+    let address = listener.local_addr().map_err(|e| Error::io(asked, e))?;
+    Ok((listener, address))
+}
+
+#[cfg(test)]
+mod tests;
