@@ -266,15 +266,13 @@ async fn show(volume: &str, controller: &str, out: &Out) -> Result<(), Failure> 
         );
         fact("epoch", r.epoch.to_string());
         fact("clients", r.connections.to_string());
-        fact(
-            "read",
-            format!("{} in {} requests", bytes(r.read_bytes), r.reads),
-        );
-        fact(
-            "written",
-            format!("{} in {} requests", bytes(r.written_bytes), r.writes),
-        );
-        fact("I/O errors", r.io_errors.to_string());
+        // A node that does not count them yet reports none.
+        if r.reads + r.writes > 0 {
+            let done = |n, requests| format!("{} in {requests} requests", bytes(n));
+            fact("read", done(r.read_bytes, r.reads));
+            fact("written", done(r.written_bytes, r.writes));
+            fact("I/O errors", r.io_errors.to_string());
+        }
         fact(
             "reported",
             format!("{} ago", duration(Duration::from_millis(r.report_age_ms))),
