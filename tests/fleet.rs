@@ -59,7 +59,13 @@ impl Drop for Daemon {
 
 fn controller(dir: &Path, listen: &str) -> Daemon {
     let data = dir.join("controller");
-    Daemon::start(&["controller", "--listen", listen, "--data", data.to_str().unwrap()])
+    Daemon::start(&[
+        "controller",
+        "--listen",
+        listen,
+        "--data",
+        data.to_str().unwrap(),
+    ])
 }
 
 fn node(dir: &Path, controller: &str) -> Daemon {
@@ -77,12 +83,20 @@ struct Fleet<'a>(&'a str);
 
 impl Fleet<'_> {
     fn run(&self, args: &[&str]) -> Output {
-        forerun().args(["--controller", self.0]).args(args).output().unwrap()
+        forerun()
+            .args(["--controller", self.0])
+            .args(args)
+            .output()
+            .unwrap()
     }
 
     fn json(&self, args: &[&str]) -> Value {
         let out = self.run(&[args, &["--output", "json"]].concat());
-        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        assert!(
+            out.status.success(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
         serde_json::from_slice(&out.stdout).unwrap()
     }
 
@@ -126,20 +140,60 @@ fn volumes_come_and_go_and_a_killed_controller_is_not_missed() {
     let fleet = Fleet(&address);
     fleet.until(&["node-list"], |v| v[0]["alive"] == true);
 
-    let made = fleet.run(&["volume", "create", "vm1", "--size", "16M", "--operation-id", "make-vm1"]);
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let again = fleet.run(&["volume", "create", "vm1", "--size", "16M", "--operation-id", "make-vm1"]);
-    assert!(again.status.success(), "a command repeated with its id is carried out once");
-    fleet.refused(&["volume", "create", "vm1", "--size", "16M"], 1, "exists already on node n1");
-    fleet.refused(&["volume", "create", "a/b", "--size", "16M"], 2, "volume name \"a/b\"");
+    let made = fleet.run(&[
+        "volume",
+        "create",
+        "vm1",
+        "--size",
+        "16M",
+        "--operation-id",
+        "make-vm1",
+    ]);
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    let again = fleet.run(&[
+        "volume",
+        "create",
+        "vm1",
+        "--size",
+        "16M",
+        "--operation-id",
+        "make-vm1",
+    ]);
+    assert!(
+        again.status.success(),
+        "a command repeated with its id is carried out once"
+    );
+    fleet.refused(
+        &["volume", "create", "vm1", "--size", "16M"],
+        1,
+        "exists already on node n1",
+    );
+    fleet.refused(
+        &["volume", "create", "a/b", "--size", "16M"],
+        2,
+        "volume name \"a/b\"",
+    );
     fleet.refused(&["volume", "show", "none"], 1, "there is none");
     fleet.refused(&["cutover", "vm1", "--to", "n9"], 1, "n9 has no replica");
 
     let listed = fleet.until(&["volume", "list"], |v| v[0]["epoch"] != 0);
     assert_eq!(listed[0]["size_bytes"], 16 << 20);
-    assert_eq!((&listed[0]["owner"], &listed[0]["generation"]), (&"n1".into(), &1.into()));
+    assert_eq!(
+        (&listed[0]["owner"], &listed[0]["generation"]),
+        (&"n1".into(), &1.into())
+    );
     let attach = fleet.json(&["attach", "vm1"]);
-    assert!(attach["qemu"].as_str().unwrap().contains("reconnect-delay="), "{attach}");
+    assert!(
+        attach["qemu"]
+            .as_str()
+            .unwrap()
+            .contains("reconnect-delay="),
+        "{attach}"
+    );
     assert_eq!(attach["uris"][1], format!("nbd://{}/vm1", n1.said("nbd")));
 
     first.kill();
@@ -151,7 +205,11 @@ fn volumes_come_and_go_and_a_killed_controller_is_not_missed() {
     let shown = fleet.json(&["volume", "show", "vm1"]);
     assert_eq!(shown["id"], listed[0]["id"]);
     let deleted = fleet.run(&["volume", "delete", "vm1"]);
-    assert!(deleted.status.success(), "{}", String::from_utf8_lossy(&deleted.stderr));
+    assert!(
+        deleted.status.success(),
+        "{}",
+        String::from_utf8_lossy(&deleted.stderr)
+    );
     assert_eq!(fleet.json(&["volume", "list"]), Value::Array(Vec::new()));
     assert!(!dir.path().join("n1/volumes/vm1").exists());
     drop(second);
