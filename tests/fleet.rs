@@ -1,6 +1,8 @@
 //! The control plane as processes: a controller and a node of the shipped binary, on loopback, and
 //! the command line between them.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
