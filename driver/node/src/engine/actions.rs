@@ -27,6 +27,8 @@ pub(super) enum Token {
     SyncImage(VolumeIndex),
     SyncMeta(VolumeIndex),
     Save { volume: VolumeIndex, save: u32 },
+    LinkRecv(VolumeIndex),
+    LinkSend(VolumeIndex),
 }
 
 impl Token {
@@ -39,6 +41,8 @@ impl Token {
             Token::SyncImage(v) => pack(3, v, 0),
             Token::SyncMeta(v) => pack(4, v, 0),
             Token::Save { volume, save } => pack(5, volume, save),
+            Token::LinkRecv(v) => pack(6, v, 0),
+            Token::LinkSend(v) => pack(7, v, 0),
         }
     }
 
@@ -50,6 +54,8 @@ impl Token {
             2 => Token::Io { volume: a, slot: b },
             3 => Token::SyncImage(a),
             4 => Token::SyncMeta(a),
+            6 => Token::LinkRecv(a),
+            7 => Token::LinkSend(a),
             5 => Token::Save { volume: a, save: b },
             _ => unreachable!("no operation has token {token:#x}"),
         }
@@ -81,6 +87,7 @@ impl EngineShard {
             waiters: Waiters::default(),
             latency: files.latency,
             extents_file: files.extents_file,
+            forwarder: None,
             leaving: Leaving::No,
             is_touched: false,
             syncing: false,
@@ -99,6 +106,7 @@ impl EngineShard {
         while let Some(action) = self.volumes[v as usize].volume.poll() {
             self.act_one(ring, v, action);
         }
+        self.forward_on(ring, v);
         self.leave_on(ring, v);
     }
 
@@ -199,7 +207,11 @@ impl EngineShard {
                     self.saved(volume, save, outcome);
                 }
             }
-            Token::Recv(_) | Token::Send(_) | Token::Io { .. } => {
+            Token::Recv(_)
+            | Token::Send(_)
+            | Token::Io { .. }
+            | Token::LinkRecv(_)
+            | Token::LinkSend(_) => {
                 unreachable!("handled by the shard")
             }
         }
@@ -234,6 +246,7 @@ impl EngineShard {
         if connection.life == Life::Gone {
             return self.reap(ring, c);
         }
+        let forwards = self.volumes[connection.volume as usize].forwarder.is_some();
         match runs {
             Err(e) => {
                 tracing::warn!("block status: {e}");
@@ -250,6 +263,8 @@ impl EngineShard {
                 for (id, context) in contexts.iter().enumerate() {
                     let done = id + 1 == contexts.len();
                     let holes = match context {
+                        // The image here is no longer what the guest reads.
+                        MetaContext::Allocation if forwards => &[],
                         MetaContext::Allocation => runs.as_slice(),
                         // Named only if offered, and this export offers no checkpoint.
                         MetaContext::Dirty(_) => &[],
@@ -311,6 +326,9 @@ impl EngineShard {
         let connected = self.connections.iter().any(|(_, c)| c.volume == v);
         if connected || cell.requests.in_use() > 0 || !cell.saves.is_empty() || cell.syncing {
             return;
+        }
+        if cell.forwarder.is_some() {
+            return self.unlink(ring, v);
         }
         cell.leaving = Leaving::Syncing(std::mem::take(waiters));
         cell.image.sync(ring, Token::SyncImage(v).encode());

@@ -4,22 +4,30 @@
 use super::VOLUME_REQUESTS_MAX;
 use super::connection::Arrival;
 use super::extents::Extents;
+use super::forward::{Forwarder, NewLink};
 use super::latency::Latency;
 use super::message::{Message, VolumeIndex};
 use super::shard::EngineShard;
 use super::volume_cell::{VolumeCell, VolumeFiles};
 use block::{Error, ErrorKind, Nanos, Result};
 use nbd::accept::Accepted;
+use nbd::client::{Uri, dial};
 use nbd::session::Session;
 use ring::{Mailbox, Shard};
 use std::any::Any;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 use storage::ImageFile;
 use storage::meta::MetaFile;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use volume::{Control, Snapshot, Volume};
+
+/// How long the owner may be silent while it is dialled.
+const DIAL_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two attempts to reach the owner: short against any client's own timeout.
+const DIAL_PAUSE: Duration = Duration::from_millis(50);
 
 /// The shards of a process.
 pub struct Engine {
@@ -50,6 +58,36 @@ fn gone() -> Error {
         ErrorKind::Disconnected,
         "the shard has stopped: the process is ending, or an error above says why",
     )
+}
+
+/// Dial the owner, and again whenever the link is lost, until the forwarder is gone.
+async fn keep_linked(
+    mailbox: Mailbox<Message>,
+    volume: VolumeIndex,
+    owner: Uri,
+    mut losses: mpsc::Receiver<()>,
+) {
+    loop {
+        let uri = owner.clone();
+        let dialled = tokio::task::spawn_blocking(move || dial(&uri, &[], DIAL_PATIENCE)).await;
+        match dialled {
+            Ok(Ok((agreed, socket))) => {
+                let link = Box::new(NewLink { socket, agreed });
+                let sent = mailbox.send(Message::Link(volume, link));
+                if sent.is_err() || losses.recv().await.is_none() {
+                    return;
+                }
+            }
+            Ok(Err(e)) => {
+                tracing::warn!("forward to the volume's owner: {e}");
+                tokio::select! {
+                    () = tokio::time::sleep(DIAL_PAUSE) => {}
+                    lost = losses.recv() => if lost.is_none() { return },
+                }
+            }
+            Err(e) => return tracing::error!("forward to the volume's owner: {e}"),
+        }
+    }
 }
 
 impl Engine {
@@ -191,6 +229,25 @@ impl VolumeHandle {
     /// Let requests in again.
     pub async fn thaw(&self) -> Result<()> {
         self.call(Volume::thaw).await
+    }
+
+    /// Send requests, held and new ones, to the volume's new owner, where it is the export `owner`.
+    /// A lost link is made again for as long as it takes; what had no answer is sent again. The
+    /// volume must have been relinquished. Again is as good as once.
+    pub async fn forward(&self, owner: Uri) -> Result<()> {
+        let (lost, losses) = mpsc::channel(1);
+        let fresh = self
+            .on_cell(move |cell, now| {
+                cell.volume.forward(now, true)?;
+                let fresh = cell.forwarder.is_none();
+                cell.forwarder.get_or_insert_with(|| Forwarder::new(lost));
+                Ok::<_, Error>(fresh)
+            })
+            .await??;
+        if fresh {
+            tokio::spawn(keep_linked(self.mailbox.clone(), self.index, owner, losses));
+        }
+        Ok(())
     }
 
     /// Close its connections, finish its requests, sync it, and take it off its shard.

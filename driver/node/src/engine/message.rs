@@ -1,6 +1,7 @@
 //! What other threads say to a shard.
 
 use super::connection::Arrival;
+use super::forward::NewLink;
 use super::volume_cell::{VolumeCell, VolumeFiles};
 use block::{Nanos, Result};
 use nbd::session::Request;
@@ -27,6 +28,8 @@ pub(super) enum Message {
         request: Request,
         runs: Result<Vec<Run>>,
     },
+    /// A connection to the volume's owner, asked for by its forwarder.
+    Link(VolumeIndex, Box<NewLink>),
     /// As [`Message::RemoveVolume`] for all of them, then end the thread.
     Stop,
 }

@@ -531,11 +531,6 @@ impl EngineShard {
         }
     }
 
-    /// Another node owns the volume: the request belongs there.
-    pub(super) fn forward(&mut self, ring: &mut Ring, v: VolumeIndex, slot: u32) {
-        self.ended(ring, v, slot, Err(libc::ESHUTDOWN));
-    }
-
     fn stop(&mut self, ring: &mut Ring) {
         self.stopping = Some(ring.now() + STOP_PATIENCE);
         let volumes: Vec<_> = self.volumes.iter().map(|(v, _)| v as VolumeIndex).collect();
@@ -556,6 +551,10 @@ impl Handler for EngineShard {
             }
             (Token::Recv(c), Data::Buf(buf)) => self.received(ring, c, done.result, buf),
             (Token::Send(c), Data::Gather(gather)) => self.sent(ring, c, done.result, gather),
+            (Token::LinkRecv(v), Data::Buf(buf)) => self.link_received(ring, v, done.result, buf),
+            (Token::LinkSend(v), Data::Gather(gather)) => {
+                self.link_sent(ring, v, done.result, gather)
+            }
             (token, data) => self.action_done(ring, token, Done { data, ..done }),
         }
     }
@@ -576,6 +575,7 @@ impl Handler for EngineShard {
             } => self.extents_found(ring, connection, request, runs),
             Message::AddVolume(files, answer) => self.add_volume(ring, *files, answer),
             Message::RemoveVolume(v, answer) => self.leave(ring, v, Some(answer)),
+            Message::Link(v, link) => self.linked(ring, v, *link),
             Message::Stop => self.stop(ring),
         }
     }

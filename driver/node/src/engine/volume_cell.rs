@@ -1,5 +1,6 @@
 //! A volume on its home shard, with what it needs from the world.
 
+use super::forward::Forwarder;
 use super::latency::Latency;
 use super::request::Requests;
 use block::{Extent, Nanos};
@@ -102,6 +103,8 @@ pub(super) struct VolumeCell {
     pub(super) waiters: Waiters,
     pub(super) latency: Arc<Latency>,
     pub(super) extents_file: Arc<File>,
+    /// Set once the volume forwards to another owner.
+    pub(super) forwarder: Option<Forwarder>,
     pub(super) leaving: Leaving,
     pub(super) is_touched: bool,
     pub(super) syncing: bool,
