@@ -11,7 +11,7 @@ use nbd::{Export, Exports};
 use node::engine::{Engine, VOLUME_REQUESTS_MAX, VolumeHandle, VolumeSpec};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 use storage::meta::{MetaFile, SLOT_BYTES};
 use storage::{CacheMode, ImageFile, OpenOptions};
@@ -293,7 +293,7 @@ fn a_volume_forwards_and_outlives_the_links_to_its_owner() {
     runtime.block_on(volume.remove()).unwrap();
     old.stop().unwrap();
     engine.stop().unwrap();
-    let untouched = std::fs::read(PathBuf::from(dir.path().join("old"))).unwrap();
+    let untouched = std::fs::read(dir.path().join("old")).unwrap();
     assert!(
         untouched.iter().all(|b| *b == 0),
         "a forwarding node wrote its own image"
