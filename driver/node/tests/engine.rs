@@ -3,19 +3,20 @@
 
 #![allow(clippy::unwrap_used)] // a test
 
-use block::{Error, VolumeId};
+use block::{Epoch, Error, Generation, VolumeId};
 use nbd::accept::{HANDSHAKE_DEADLINE, accept};
 use nbd::client::{Client, Uri};
 use nbd::codec::{Command, CommandFlags, Cookie, RequestHeader};
 use nbd::{Export, Exports};
 use node::engine::{Engine, VOLUME_REQUESTS_MAX, VolumeHandle, VolumeSpec};
+use replica::MirrorOp;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 use storage::meta::{MetaFile, SLOT_BYTES};
 use storage::{CacheMode, ImageFile, OpenOptions};
-use volume::{Config, Identity, Role, Volume, meta_bytes};
+use volume::{Config, CursorName, Identity, Role, Start, Volume, meta_bytes};
 
 const SIZE: u64 = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -54,6 +55,23 @@ async fn ephemeral(engine: &Engine, image: ImageFile) -> VolumeHandle {
         volume: Volume::ephemeral(config(&image)),
         image,
         meta: None,
+    };
+    engine.add_volume(spec).await.unwrap()
+}
+
+/// A volume with metadata and the image `old`.
+async fn with_meta(engine: &Engine, dir: &Path, role: Role) -> VolumeHandle {
+    let image = open(&dir.join("old"), CacheMode::Direct, true);
+    let slots = (meta_bytes(SIZE) as usize).div_ceil(SLOT_BYTES);
+    let identity = Identity {
+        id: VolumeId::from_random([5; 16]),
+        name: "v".parse().unwrap(),
+        image: "old".into(),
+    };
+    let spec = VolumeSpec {
+        volume: Volume::create(config(&image), identity, role).unwrap(),
+        image,
+        meta: Some(MetaFile::open(&dir.join("meta"), slots).unwrap()),
     };
     engine.add_volume(spec).await.unwrap()
 }
@@ -242,20 +260,7 @@ fn a_volume_forwards_and_outlives_the_links_to_its_owner() {
     let (owner_image, owner_socket) = (dir.path().join("owner"), dir.path().join("o"));
     let old = Engine::start(1, false).unwrap();
 
-    let image = open(&dir.path().join("old"), CacheMode::Direct, true);
-    let meta = dir.path().join("meta");
-    let slots = (meta_bytes(SIZE) as usize).div_ceil(SLOT_BYTES);
-    let identity = Identity {
-        id: VolumeId::from_random([5; 16]),
-        name: "v".parse().unwrap(),
-        image: "old".into(),
-    };
-    let spec = VolumeSpec {
-        volume: Volume::create(config(&image), identity, Role::Standby).unwrap(),
-        image,
-        meta: Some(MetaFile::open(&meta, slots).unwrap()),
-    };
-    let forwarding = runtime.block_on(old.add_volume(spec)).unwrap();
+    let forwarding = runtime.block_on(with_meta(&old, dir.path(), Role::Standby));
     let (old_task, uri) =
         runtime.block_on(async { listen(&dir.path().join("s"), forwarding.clone()) });
 
@@ -298,4 +303,88 @@ fn a_volume_forwards_and_outlives_the_links_to_its_owner() {
         untouched.iter().all(|b| *b == 0),
         "a forwarding node wrote its own image"
     );
+}
+
+/// While a replica mirrors, every write, zeroing and flush goes to it in the gate's order, and what
+/// it was sent, applied in that order, is the image. When the mirror's mover dies, the guest's
+/// requests that waited for it are answered all the same.
+#[test]
+fn a_mirror_gets_what_the_image_gets_and_its_death_holds_nobody() {
+    let dir = directory();
+    let runtime = runtime();
+    let engine = Engine::start(1, false).unwrap();
+    let owner = Role::Owner {
+        generation: Generation(1),
+        since: Epoch(0),
+    };
+    let volume = runtime.block_on(with_meta(&engine, dir.path(), owner));
+    let replica = CursorName::Replica("n2".parse().unwrap());
+    let mirror_on = async || volume.mirror_on(replica.clone()).await.unwrap();
+    let (snapshot, mut mirror) = runtime.block_on(async {
+        volume.opened().await.unwrap();
+        let name = replica.clone();
+        let added = volume.control(move |v, _| v.add_cursor(name, Start::Now));
+        added.await.unwrap();
+        let name = replica.clone();
+        volume.control(move |v, _| v.seeded(&name)).await.unwrap();
+        mirror_on().await
+    });
+    let receipts = mirror.receipts();
+    let first = snapshot.epoch();
+    let mover = runtime.spawn(async move {
+        let mut copy = vec![0; SIZE as usize];
+        let mut flushes = 0;
+        while let Some(item) = mirror.next().await {
+            assert_eq!(item.epoch, first.next());
+            match item.op {
+                MirrorOp::Write(span, content) => {
+                    copy[span.offset as usize..span.end() as usize].copy_from_slice(&content);
+                }
+                MirrorOp::Zero(span) => copy[span.offset as usize..span.end() as usize].fill(0),
+                MirrorOp::Flush => flushes += 1,
+            }
+            receipts.mirrored(item.id, Ok(()));
+        }
+        assert!(flushes > 0, "no flush came");
+        copy
+    });
+    let (task, uri) = runtime.block_on(async { listen(&dir.path().join("s"), volume.clone()) });
+    let clients = || -> Vec<_> {
+        let spawn = |i| {
+            let uri = uri.clone();
+            std::thread::spawn(move || work(&uri, i * SIZE / 8, SIZE / 8, 60))
+        };
+        (0..4).map(spawn).collect()
+    };
+    for client in clients() {
+        client.join().unwrap();
+    }
+    let off = || {
+        runtime
+            .block_on(volume.call(|v, now| v.mirror_off(now)))
+            .unwrap()
+    };
+    off();
+    let copy = runtime.block_on(mover).unwrap();
+    let image = std::fs::read(dir.path().join("old")).unwrap();
+    assert!(image == copy, "the mirror differs from the image");
+
+    let name = replica.clone();
+    let abandon = volume.call(move |v, _| v.abandon(&name, first));
+    runtime.block_on(abandon).unwrap();
+    let (_, deaf) = runtime.block_on(mirror_on());
+    let stuck = clients();
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(
+        stuck.iter().all(|c| !c.is_finished()),
+        "a write did not wait for its mirror"
+    );
+    drop(deaf);
+    off();
+    for client in stuck {
+        client.join().unwrap();
+    }
+    task.abort();
+    runtime.block_on(volume.remove()).unwrap();
+    engine.stop().unwrap();
 }

@@ -88,6 +88,7 @@ impl EngineShard {
             latency: files.latency,
             extents_file: files.extents_file,
             forwarder: None,
+            mirror: None,
             leaving: Leaving::No,
             is_touched: false,
             syncing: false,
@@ -106,6 +107,7 @@ impl EngineShard {
         while let Some(action) = self.volumes[v as usize].volume.poll() {
             self.act_one(ring, v, action);
         }
+        self.issue_deferred(ring, v);
         self.forward_on(ring, v);
         self.leave_on(ring, v);
     }
@@ -146,9 +148,9 @@ impl EngineShard {
                     self.saved(v, save, outcome);
                 }
             }
-            Action::Mirror(id) => cell.volume.mirrored(now, id, Err(libc::ENOTCONN)),
-            Action::MirrorFlush => cell.volume.mirror_flushed(now, Err(libc::ENOTCONN)),
-            Action::MirrorOff => {}
+            Action::Mirror(id) => self.mirror(ring, v, id),
+            Action::MirrorFlush => self.mirror_flush(ring, v),
+            Action::MirrorOff => self.mirror_ended(ring, v),
             Action::Settled(snapshot) => cell.waiters.settle(&snapshot),
             Action::Opened => cell.waiters.opened(),
             Action::Drained => {

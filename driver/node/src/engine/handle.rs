@@ -7,22 +7,24 @@ use super::extents::Extents;
 use super::forward::{Forwarder, NewLink};
 use super::latency::Latency;
 use super::message::{Message, VolumeIndex};
+use super::mirror::{FLUSH, MirrorQueue};
 use super::shard::EngineShard;
 use super::volume_cell::{VolumeCell, VolumeFiles};
 use block::{Error, ErrorKind, Nanos, Result};
 use nbd::accept::Accepted;
 use nbd::client::{Uri, dial};
 use nbd::session::Session;
+use replica::MirrorItem;
 use ring::{Mailbox, Shard};
 use std::any::Any;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use storage::ImageFile;
 use storage::meta::MetaFile;
 use tokio::sync::{mpsc, oneshot};
-use volume::{Control, Snapshot, Volume};
+use volume::{Control, CursorName, Outcome, RequestId, Snapshot, Volume};
 
 /// How long the owner may be silent while it is dialled.
 const DIAL_PATIENCE: Duration = Duration::from_secs(5);
@@ -51,6 +53,53 @@ pub struct VolumeHandle {
     mailbox: Mailbox<Message>,
     index: VolumeIndex,
     latency: Arc<Latency>,
+}
+
+/// What the guest does while a replica mirrors.
+pub struct Mirror {
+    volume: VolumeHandle,
+    session: u64,
+    items: mpsc::Receiver<MirrorItem>,
+}
+
+impl Mirror {
+    /// The next write, zeroing or flush in the gate's order; `None` once the mirror is off.
+    pub async fn next(&mut self) -> Option<MirrorItem> {
+        self.items.recv().await
+    }
+
+    /// Whom to tell that the replica has an item.
+    #[must_use]
+    pub fn receipts(&self) -> MirrorReceipts {
+        MirrorReceipts {
+            volume: self.volume.clone(),
+            session: self.session,
+        }
+    }
+}
+
+/// Tells the volume what its mirror has.
+#[derive(Clone)]
+pub struct MirrorReceipts {
+    volume: VolumeHandle,
+    session: u64,
+}
+
+impl MirrorReceipts {
+    /// The replica has the item of this id, or failed with an errno. Of a mirror that is off it
+    /// means nothing.
+    pub fn mirrored(&self, id: u32, result: Outcome) {
+        let session = self.session;
+        self.volume.tell(move |cell, now| {
+            if cell.mirror.as_ref().is_none_or(|m| m.session != session) {
+                return;
+            }
+            match id {
+                FLUSH => cell.volume.mirror_flushed(now, result),
+                id => cell.volume.mirrored(now, RequestId(id), result),
+            }
+        });
+    }
 }
 
 fn gone() -> Error {
@@ -207,6 +256,30 @@ impl VolumeHandle {
         Ok(snapshot)
     }
 
+    /// Turn the mirror on. The snapshot is the last ordinary increment; the queue has everything
+    /// after it.
+    pub async fn mirror_on(&self, replica: CursorName) -> Result<(Arc<Snapshot>, Mirror)> {
+        static SESSIONS: AtomicU64 = AtomicU64::new(0);
+        let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
+        let (sender, items) = mpsc::channel(VOLUME_REQUESTS_MAX as usize + 1);
+        let (answer, answered) = oneshot::channel();
+        let snapshot = self
+            .on_cell(move |cell, _| {
+                let snapshot = cell.volume.mirror_on(&replica)?;
+                cell.mirror = Some(MirrorQueue::new(sender, session));
+                cell.waiters.when_settled(Arc::clone(&snapshot), answer);
+                Ok::<_, Error>(snapshot)
+            })
+            .await??;
+        answered.await.map_err(|_| gone())?;
+        let mirror = Mirror {
+            volume: self.clone(),
+            session,
+            items,
+        };
+        Ok((snapshot, mirror))
+    }
+
     /// Return when the volume's record is durable: an owner's gate is open then.
     pub async fn opened(&self) -> Result<()> {
         let (answer, answered) = oneshot::channel();
@@ -263,6 +336,11 @@ impl VolumeHandle {
     #[must_use]
     pub fn latency(&self) -> &Arc<Latency> {
         &self.latency
+    }
+
+    fn tell(&self, f: impl FnOnce(&mut VolumeCell, Nanos) + Send + 'static) {
+        // A shard that is gone needs to be told nothing.
+        let _ = self.mailbox.send(Message::Call(self.index, Box::new(f)));
     }
 
     async fn on_cell<R: Send + 'static>(

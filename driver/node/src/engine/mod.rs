@@ -19,11 +19,12 @@ mod forward;
 mod handle;
 mod latency;
 mod message;
+mod mirror;
 mod request;
 mod shard;
 mod volume_cell;
 
-pub use handle::{Engine, VolumeHandle, VolumeSpec};
+pub use handle::{Engine, Mirror, MirrorReceipts, VolumeHandle, VolumeSpec};
 pub use latency::{Latency, LatencySnapshot};
 
 /// Bytes of request buffers on one shard: enough for four connections with their windows full of

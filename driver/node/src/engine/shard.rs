@@ -305,10 +305,13 @@ impl EngineShard {
             Admission::Reply(outcome) => self.reply(ring, v, slot, outcome),
             Admission::Forward => self.forward(ring, v, slot),
         }
+        if self.volumes[v as usize].mirror.is_some() {
+            self.act(ring, v);
+        }
     }
 
     /// Do a request's image I/O.
-    pub(super) fn issue(&mut self, ring: &mut Ring, v: VolumeIndex, slot: u32) {
+    pub(super) fn issue_now(&mut self, ring: &mut Ring, v: VolumeIndex, slot: u32) {
         let cell = &mut self.volumes[v as usize];
         let io = &mut cell.requests.get(slot).io;
         let token = Token::Io { volume: v, slot }.encode();
@@ -563,6 +566,7 @@ impl Handler for EngineShard {
         match message {
             Message::Connect(arrival) => self.connect(ring, *arrival),
             Message::Call(v, call) => {
+                self.act(ring, v);
                 if let Some(cell) = self.volumes.get_mut(v as usize) {
                     call(cell, ring.now());
                     self.touch(v);

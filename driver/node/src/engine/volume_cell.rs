@@ -2,6 +2,7 @@
 
 use super::forward::Forwarder;
 use super::latency::Latency;
+use super::mirror::MirrorQueue;
 use super::request::Requests;
 use block::{Extent, Nanos};
 use std::collections::BTreeMap;
@@ -105,6 +106,8 @@ pub(super) struct VolumeCell {
     pub(super) extents_file: Arc<File>,
     /// Set once the volume forwards to another owner.
     pub(super) forwarder: Option<Forwarder>,
+    /// Set while a replica mirrors.
+    pub(super) mirror: Option<MirrorQueue>,
     pub(super) leaving: Leaving,
     pub(super) is_touched: bool,
     pub(super) syncing: bool,
