@@ -8,6 +8,7 @@ mod attach;
 mod client;
 mod controller;
 mod cutover;
+mod demo;
 mod events;
 mod failure;
 mod node;
@@ -91,6 +92,8 @@ enum Verb {
     NodeList,
     /// Show what happened in the fleet
     Events(events::Args),
+    /// Play it all on this machine: seed, replicate, cut over under load, check every byte
+    Demo(demo::Args),
     /// List and follow commands on their way
     #[command(subcommand)]
     Operation(operation::Verb),
@@ -136,6 +139,7 @@ fn run(cli: Cli, out: &Out) -> Result<(), Failure> {
         Verb::Cutover(args) => block_on(cutover::run(args, controller, out)),
         Verb::NodeList => block_on(nodes::list(controller, out)),
         Verb::Events(args) => block_on(events::run(args, controller, out)),
+        Verb::Demo(args) => block_on(demo::run(args, out)),
         Verb::Operation(verb) => block_on(operation::run(verb, controller, out)),
     }
 }

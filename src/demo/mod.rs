@@ -16,7 +16,7 @@ mod scene;
 pub use report::{Client, Cutover, Increment, Report, Seed};
 
 use crate::cli::{Failure, Out, Progress};
-use node::client::verify::{Ledger, Verifier, Workload, compare};
+use node::client::verify::{self, Ledger, Verifier, Workload, compare};
 use node::client::{Client as NbdClient, Uri};
 use node::{Error, ErrorKind, Result};
 use scene::Scene;
@@ -25,8 +25,7 @@ use std::time::{Duration, Instant};
 
 /// Bytes of one I/O of the client.
 const IO_BYTES: u32 = 4096;
-/// Of the volume's blocks, about this many in a hundred are written before the replica is made. The
-/// rest are holes.
+/// Of a hundred bytes of the volume so many are written before the replica is made.
 const FILL_PERCENT: u64 = 60;
 /// Of a hundred I/Os of the load. The rest are reads, which are judged.
 const WRITES: u8 = 88;
@@ -151,25 +150,18 @@ fn workload(uri: &Uri, rate: Option<u32>, writes: u8, zeroes: u8) -> Workload {
     }
 }
 
-/// Write random blocks until about [`FILL_PERCENT`] of them are written.
-async fn fill(uri: &Uri, ledger: Ledger) -> Result<Ledger> {
-    // Random blocks repeat: after n writes to b blocks a share of 1 - e^(-n/b) has been hit.
-    let blocks = ledger.covers() / u64::from(IO_BYTES);
-    let share = FILL_PERCENT as f64 / 100.0;
-    let writes = (blocks as f64 * -(1.0 - share).ln()) as u64;
-    let filling = Verifier::start(workload(uri, None, 100, 0), ledger)?;
-    while filling.ios() < writes && !filling.is_lost() {
-        tokio::time::sleep(LOOK).await;
-    }
-    let (ledger, seen) = blocking(move || filling.stop()).await?;
-    match seen.lost {
-        None if seen.errors == 0 => Ok(ledger),
-        Some(lost) => Err(lost.within("fill the volume")),
-        None => Err(Error::new(
-            ErrorKind::Io,
-            format!("fill the volume: {}", seen.complaints.join("; ")),
-        )),
-    }
+/// Write the first [`FILL_PERCENT`] of the volume. The rest stays a hole.
+async fn fill(uri: &Uri, mut ledger: Ledger) -> Result<Ledger> {
+    let uri = uri.clone();
+    blocking(move || {
+        let bytes = ledger.covers() / 100 * FILL_PERCENT;
+        let mut client = NbdClient::connect(&uri, &[], PATIENCE)?;
+        verify::fill(&mut client, &mut ledger, bytes)?;
+        client.flush()?;
+        client.close()?;
+        Ok(ledger)
+    })
+    .await
 }
 
 async fn blocking<T: Send + 'static>(
