@@ -296,7 +296,8 @@ async fn ended(controller: &Mortal, id: &OperationId) -> Operation {
                 .unwrap()
                 .unwrap()
                 .record;
-            if !o.is_running() {
+            // The driver too: it passes the blade once more after it has written the end.
+            if !o.is_running() && controller.follow(id).is_none() {
                 return o;
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
