@@ -10,6 +10,8 @@
     reason = "a test fails by panicking and speaks to the person who runs it"
 )]
 
+pub mod raw;
+
 use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -100,12 +102,26 @@ impl Serving {
     pub fn start(image: &Path, options: &[&str]) -> Serving {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("nbd.sock");
+        Serving::start_in(folder, image, &socket, options)
+    }
+
+    /// The same on a socket of the caller's choice.
+    pub fn start_at(image: &Path, socket: &Path, options: &[&str]) -> Serving {
+        Serving::start_in(tempfile::tempdir().unwrap(), image, socket, options)
+    }
+
+    fn start_in(
+        folder: tempfile::TempDir,
+        image: &Path,
+        socket: &Path,
+        options: &[&str],
+    ) -> Serving {
         let log = folder.path().join("log");
         let child = Command::new(forerun())
             .arg("serve")
             .arg(image)
             .arg("--socket")
-            .arg(&socket)
+            .arg(socket)
             .args(options)
             .stdin(Stdio::null())
             .stdout(std::fs::File::create(&log).unwrap())
@@ -115,7 +131,7 @@ impl Serving {
         let mut serving = Serving {
             child,
             log,
-            socket,
+            socket: socket.to_owned(),
             _folder: folder,
         };
         let began = Instant::now();
