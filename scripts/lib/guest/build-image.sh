@@ -48,13 +48,17 @@ mmdebstrap --quiet --mode="$mode" --variant=minbase \
     --customize-hook='rm -rf "$1"/usr/share/doc "$1"/usr/share/man "$1"/usr/share/locale' \
     bookworm "$tree/root.tar"
 
-mkdir "$tree/root"
-"${as_owner[@]}" sh -c '
-    tar -C "$1/root" -xf "$1/root.tar"
+# Device nodes come from devtmpfs at boot, and without root nobody may make them here.
+touch "$tree"/{vmlinuz,initrd,root.ext4}
+chmod 666 "$tree"/{vmlinuz,initrd,root.ext4}
+"${as_owner[@]}" sh -e -c '
+    mkdir "$1/root"
+    tar -C "$1/root" --exclude="./dev/*" -xf "$1/root.tar"
     cat "$1"/root/boot/vmlinuz-* >"$1/vmlinuz"
     cat "$1"/root/boot/initrd.img-* >"$1/initrd"
-    PATH=$PATH:/usr/sbin mke2fs -q -t ext4 -L guest -d "$1/root" "$1/root.ext4" "$2"
+    PATH=$PATH:/usr/sbin mke2fs -q -F -t ext4 -L guest -d "$1/root" "$1/root.ext4" "$2"
     rm -rf "$1/root"
 ' sh "$tree" "$size"
+chmod 644 "$tree"/{vmlinuz,initrd,root.ext4}
 mv "$tree"/{vmlinuz,initrd,root.ext4} "$folder/"
 echo "$recipe" >"$folder/recipe"
