@@ -1,13 +1,12 @@
-//! What a disk may hold: the sector oracle, and a client that writes under it and never stops.
+//! A client that writes and reads under the sector oracle and does not stop when its server dies.
 //!
-//! Every 512-byte sector that the client writes carries (volume, sector number, sequence, checksum).
-//! The oracle keeps two sequences a sector: the last that was acknowledged, and the last that was
-//! submitted. Whatever is read must be whole, be of this sector, and lie between the two: older is a
-//! lost write, newer was never written, torn or misplaced shows in the checksum or the number.
+//! Every 512-byte sector that it writes is stamped with volume, place and sequence ([`block::sector`]).
+//! It keeps two sequences a sector: the last that was acknowledged, and the last that was submitted.
+//! Whatever is read must lie between the two: older is a lost write, newer was never written.
 //!
 //! ```text
-//! submit(s, 7) ─── acked(s, 7) ─── submit(s, 8) ──✗ connection lost
-//!                                   found 7 or 8: fine      found 6: acknowledged write lost
+//! submit(s, 7) ─── acknowledge(s, 7) ─── submit(s, 8) ──✗ connection lost
+//!                                found 7 or 8: right      found 6: an acknowledged write is lost
 //! ```
 #![allow(
     dead_code,
@@ -15,54 +14,35 @@
 )]
 
 use crate::serving::Random;
-use crate::serving::raw::{COMMAND_READ, COMMAND_WRITE, Raw};
-use std::path::{Path, PathBuf};
+use block::sector::{Allowed, Seen, Stamp, Verdict};
+use block::{ErrorKind, VolumeId};
+use nbd::client::{Client, Uri};
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub const SECTOR: usize = 512;
+const SECTOR: usize = 512;
 /// The longest write: 16 KiB, so that some span several blocks and most begin inside one.
 const SECTORS_MAX: u64 = 32;
-/// How long the client knocks at a server that is gone before it says so.
-const RECONNECT: Duration = Duration::from_secs(30);
-
-/// One sector's content: header, filler that follows from it, and a checksum over both.
-pub fn sector(volume: u64, lba: u64, sequence: u64) -> [u8; SECTOR] {
-    let mut bytes = [0; SECTOR];
-    bytes[..8].copy_from_slice(&volume.to_le_bytes());
-    bytes[8..16].copy_from_slice(&lba.to_le_bytes());
-    bytes[16..24].copy_from_slice(&sequence.to_le_bytes());
-    let mut random = Random(volume ^ lba.rotate_left(32) ^ sequence);
-    for chunk in bytes[24..SECTOR - 8].chunks_exact_mut(8) {
-        chunk.copy_from_slice(&random.next().to_le_bytes());
-    }
-    let sum = checksum(&bytes[..SECTOR - 8]);
-    bytes[SECTOR - 8..].copy_from_slice(&sum.to_le_bytes());
-    bytes
-}
-
-/// FNV-1a: the filler makes it strong enough, and it needs nothing.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
-        (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}
+/// How long the server may be silent, or gone, before the client says so.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the client knows about every sector of one volume.
 pub struct Oracle {
-    volume: u64,
+    volume: VolumeId,
     acknowledged: Vec<u64>,
     submitted: Vec<u64>,
     sequence: u64,
 }
 
 impl Oracle {
-    pub fn new(volume: u64, bytes: u64) -> Oracle {
+    /// For a volume that is empty.
+    pub fn new(volume: u8, bytes: u64) -> Oracle {
         let sectors = usize::try_from(bytes).unwrap() / SECTOR;
         Oracle {
-            volume,
+            volume: VolumeId([volume; 16]),
             acknowledged: vec![0; sectors],
             submitted: vec![0; sectors],
             sequence: 0,
@@ -74,43 +54,41 @@ impl Oracle {
     }
 
     /// The content of the next write to these sectors.
-    pub fn submit(&mut self, first: u64, count: u64) -> Vec<u8> {
+    pub fn submit(&mut self, lba: u64, count: u64) -> Vec<u8> {
         self.sequence += 1;
-        let mut data = Vec::with_capacity(usize::try_from(count).unwrap() * SECTOR);
-        for lba in first..first + count {
-            self.submitted[usize::try_from(lba).unwrap()] = self.sequence;
-            data.extend(sector(self.volume, lba, self.sequence));
-        }
+        let stamp = Stamp {
+            volume: self.volume,
+            lba,
+            sequence: self.sequence,
+        };
+        let mut data = vec![0; usize::try_from(count).unwrap() * SECTOR];
+        stamp.encode_run(&mut data);
+        self.submitted[span(lba, count)].fill(self.sequence);
         data
     }
 
     /// The last write submitted to these sectors was acknowledged.
-    pub fn acknowledge(&mut self, first: u64, count: u64) {
-        let span = usize::try_from(first).unwrap()..usize::try_from(first + count).unwrap();
+    pub fn acknowledge(&mut self, lba: u64, count: u64) {
+        let span = span(lba, count);
         self.acknowledged[span.clone()].copy_from_slice(&self.submitted[span]);
     }
 
-    /// Why this content of a sector is wrong, if it is.
-    pub fn wrong(&self, lba: u64, found: &[u8]) -> Option<String> {
-        let at = usize::try_from(lba).unwrap();
-        let (acknowledged, submitted) = (self.acknowledged[at], self.submitted[at]);
-        if found.iter().all(|byte| *byte == 0) {
-            return (acknowledged > 0)
-                .then(|| format!("sector {lba}: empty, {acknowledged} was acknowledged"));
-        }
-        let word = |i: usize| u64::from_le_bytes(found[i..i + 8].try_into().unwrap());
-        if word(SECTOR - 8) != checksum(&found[..SECTOR - 8]) {
-            return Some(format!("sector {lba}: torn or corrupt"));
-        }
-        let (volume, number, sequence) = (word(0), word(8), word(16));
-        if (volume, number) != (self.volume, lba) {
-            return Some(format!(
-                "sector {lba} of volume {}: holds sector {number} of volume {volume}",
-                self.volume
-            ));
-        }
-        (sequence < acknowledged || sequence > submitted)
-            .then(|| format!("sector {lba}: holds {sequence}, want {acknowledged} to {submitted}"))
+    /// What is wrong with content found from sector `lba` on.
+    pub fn wrong(&self, lba: u64, found: &[u8]) -> Vec<String> {
+        (lba..)
+            .zip(found.as_chunks::<SECTOR>().0)
+            .filter_map(|(lba, sector)| {
+                let at = usize::try_from(lba).unwrap();
+                let allowed = Allowed {
+                    acknowledged: self.acknowledged[at],
+                    submitted: self.submitted[at],
+                    zero: self.acknowledged[at] == 0,
+                };
+                let verdict = Seen::in_sector(sector).judge(self.volume, lba, allowed);
+                (verdict != Verdict::Right)
+                    .then(|| format!("sector {lba}: {verdict:?}, want {allowed:?}"))
+            })
+            .collect()
     }
 
     /// Compares a whole image.
@@ -120,10 +98,7 @@ impl Oracle {
             bytes.len() >= self.submitted.len() * SECTOR,
             "{image:?} is short"
         );
-        let wrong: Vec<String> = (0..self.sectors())
-            .zip(bytes.chunks_exact(SECTOR))
-            .filter_map(|(lba, found)| self.wrong(lba, found))
-            .collect();
+        let wrong = self.wrong(0, &bytes[..self.submitted.len() * SECTOR]);
         assert!(
             wrong.is_empty(),
             "{image:?}: {} sectors are wrong, such as\n{}",
@@ -133,33 +108,33 @@ impl Oracle {
     }
 }
 
-/// A client that writes and reads random spans until told to stop, over as many connections one after
-/// the other as it takes.
+fn span(lba: u64, count: u64) -> std::ops::Range<usize> {
+    usize::try_from(lba).unwrap()..usize::try_from(lba + count).unwrap()
+}
+
+/// Writes and reads random spans until told to stop, over as many connections, one after the other,
+/// as it takes.
 pub struct Writer {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
-    oracle: Arc<Mutex<Oracle>>,
-    thread: Option<JoinHandle<Result<(), String>>>,
+    thread: JoinHandle<Result<Oracle, String>>,
 }
 
 impl Writer {
-    pub fn start(socket: &Path, oracle: Oracle, seed: u64) -> Writer {
+    pub fn start(uri: &str, oracle: Oracle, seed: u64) -> Writer {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(AtomicU64::new(0));
-        let oracle = Arc::new(Mutex::new(oracle));
         let work = Work {
-            socket: socket.to_owned(),
-            stop: stop.clone(),
-            acknowledged: acknowledged.clone(),
-            oracle: oracle.clone(),
+            uri: uri.parse().unwrap(),
+            stop: Arc::clone(&stop),
+            acknowledged: Arc::clone(&acknowledged),
+            oracle,
             random: Random(seed),
         };
-        let thread = Some(std::thread::spawn(move || work.run()));
         Writer {
             stop,
             acknowledged,
-            oracle,
-            thread,
+            thread: std::thread::spawn(move || work.run()),
         }
     }
 
@@ -167,98 +142,71 @@ impl Writer {
     pub fn wait_for(&self, writes: u64) {
         let target = self.acknowledged.load(Ordering::Acquire) + writes;
         let began = Instant::now();
-        while self.acknowledged.load(Ordering::Acquire) < target {
-            let alive = self.thread.as_ref().is_some_and(|t| !t.is_finished());
-            assert!(
-                alive && began.elapsed() < 2 * RECONNECT,
-                "the client does not get on"
-            );
+        while self.acknowledged.load(Ordering::Acquire) < target && !self.thread.is_finished() {
+            assert!(began.elapsed() < 2 * PATIENCE, "the client does not get on");
             std::thread::sleep(Duration::from_millis(2));
         }
     }
 
     /// Ends the client; what it read must have been right all along.
-    pub fn stop(mut self) -> Oracle {
+    pub fn stop(self) -> Oracle {
         self.stop.store(true, Ordering::Release);
-        if let Err(wrong) = self.thread.take().unwrap().join().unwrap() {
-            panic!("{wrong}");
+        match self.thread.join().unwrap() {
+            Ok(oracle) => oracle,
+            Err(wrong) => panic!("{wrong}"),
         }
-        Arc::into_inner(self.oracle).unwrap().into_inner().unwrap()
     }
 }
 
 struct Work {
-    socket: PathBuf,
+    uri: Uri,
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
-    oracle: Arc<Mutex<Oracle>>,
+    oracle: Oracle,
     random: Random,
 }
 
 impl Work {
-    fn run(mut self) -> Result<(), String> {
+    fn run(mut self) -> Result<Oracle, String> {
+        let mut lost = Instant::now();
         while !self.stop.load(Ordering::Acquire) {
-            let Some(mut raw) = self.connect() else {
-                continue;
-            };
-            while !self.stop.load(Ordering::Acquire) {
-                match self.turn(&mut raw) {
-                    Some(Ok(())) => {}
-                    Some(Err(wrong)) => return Err(wrong),
-                    None => break,
+            match Client::connect(&self.uri, &[], PATIENCE) {
+                Ok(mut client) => {
+                    self.converse(&mut client)?;
+                    lost = Instant::now();
                 }
+                Err(e) if lost.elapsed() > PATIENCE => return Err(e.to_string()),
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+        Ok(self.oracle)
+    }
+
+    /// Until told to stop, or until the connection is lost: what was under way is then uncertain.
+    fn converse(&mut self, client: &mut Client) -> Result<(), String> {
+        while !self.stop.load(Ordering::Acquire) {
+            let count = 1 + self.random.next() % SECTORS_MAX;
+            let lba = self.random.next() % (self.oracle.sectors() - count);
+            let done = if self.random.next() & 3 == 0 {
+                let mut found = vec![0; usize::try_from(count).unwrap() * SECTOR];
+                client.read(lba * 512, &mut found).map(|()| {
+                    let wrong = self.oracle.wrong(lba, &found);
+                    wrong.is_empty().then_some(()).ok_or(wrong.join("\n"))
+                })
+            } else {
+                let data = self.oracle.submit(lba, count);
+                client.write(lba * 512, &data, false).map(|()| {
+                    self.oracle.acknowledge(lba, count);
+                    self.acknowledged.fetch_add(1, Ordering::Release);
+                    Ok(())
+                })
+            };
+            match done {
+                Ok(judged) => judged?,
+                Err(e) if e.kind() == ErrorKind::Disconnected => return Ok(()),
+                Err(e) => return Err(format!("the client saw an error: {e}")),
             }
         }
         Ok(())
-    }
-
-    /// A negotiated connection, or None when it is time to stop.
-    fn connect(&self) -> Option<Raw> {
-        let began = Instant::now();
-        loop {
-            if let Some(raw) = Raw::try_negotiated(&self.socket) {
-                return Some(raw);
-            }
-            if self.stop.load(Ordering::Acquire) {
-                return None;
-            }
-            assert!(
-                began.elapsed() < RECONNECT,
-                "nobody serves {:?}",
-                self.socket
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// One write or read. None: the connection is gone, and what was under way is uncertain.
-    fn turn(&mut self, raw: &mut Raw) -> Option<Result<(), String>> {
-        let sectors = self.oracle.lock().unwrap().sectors();
-        let count = 1 + self.random.next() % SECTORS_MAX;
-        let first = self.random.next() % (sectors - count);
-        let bytes = u32::try_from(count).unwrap() * 512;
-        if self.random.next() & 3 == 0 {
-            raw.request(COMMAND_READ, first * 512, bytes);
-            let error = raw.reply()?;
-            if error != 0 {
-                return Some(Err(format!("read of sector {first}: error {error}")));
-            }
-            let data = raw.receive_all(usize::try_from(bytes).unwrap())?;
-            let oracle = self.oracle.lock().unwrap();
-            let wrong = (first..)
-                .zip(data.chunks_exact(SECTOR))
-                .find_map(|(lba, found)| oracle.wrong(lba, found));
-            return Some(wrong.map_or(Ok(()), Err));
-        }
-        let data = self.oracle.lock().unwrap().submit(first, count);
-        raw.request(COMMAND_WRITE, first * 512, bytes);
-        raw.send(&data);
-        let error = raw.reply()?;
-        if error != 0 {
-            return Some(Err(format!("write of sector {first}: error {error}")));
-        }
-        self.oracle.lock().unwrap().acknowledge(first, count);
-        self.acknowledged.fetch_add(1, Ordering::Release);
-        Some(Ok(()))
     }
 }

@@ -1,10 +1,5 @@
 //! A client that says exactly the bytes it is told to, right or wrong.
 
-#![allow(
-    dead_code,
-    reason = "each test file is a crate of its own and uses a part of this"
-)]
-
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -23,31 +18,22 @@ pub struct Raw(pub UnixStream);
 impl Raw {
     /// Connects and reads the server's greeting.
     pub fn connect(socket: &Path) -> Raw {
-        Raw::try_connect(socket).expect("a greeting")
+        let stream = UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let mut raw = Raw(stream);
+        let greeting = raw.receive::<18>().expect("a greeting");
+        assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
+        raw
     }
 
     /// Connects and negotiates the default export with simple replies.
     pub fn negotiated(socket: &Path) -> Raw {
-        Raw::try_negotiated(socket).expect("size and flags")
-    }
-
-    /// None when nobody answers.
-    pub fn try_connect(socket: &Path) -> Option<Raw> {
-        let stream = UnixStream::connect(socket).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        let mut raw = Raw(stream);
-        let greeting = raw.receive::<18>()?;
-        assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
-        Some(raw)
-    }
-
-    pub fn try_negotiated(socket: &Path) -> Option<Raw> {
-        let mut raw = Raw::try_connect(socket)?;
+        let mut raw = Raw::connect(socket);
         raw.send(&3u32.to_be_bytes());
         raw.option(OPTION_EXPORT_NAME, b"");
-        raw.receive::<10>()?;
-        Some(raw)
+        raw.receive::<10>().expect("size and flags");
+        raw
     }
 
     pub fn option(&mut self, option: u32, data: &[u8]) {
@@ -83,11 +69,6 @@ impl Raw {
 
     pub fn receive<const N: usize>(&mut self) -> Option<[u8; N]> {
         let mut bytes = [0; N];
-        self.0.read_exact(&mut bytes).ok().map(|()| bytes)
-    }
-
-    pub fn receive_all(&mut self, length: usize) -> Option<Vec<u8>> {
-        let mut bytes = vec![0; length];
         self.0.read_exact(&mut bytes).ok().map(|()| bytes)
     }
 
