@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 /// How reads and writes meet the page cache. The names are those that QEMU users know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -189,6 +190,12 @@ fn explain_open(path: &Path, options: &OpenOptions, e: io::Error) -> Error {
     }
 }
 
+/// How long a lock that somebody holds is asked for again. The kernel takes a killed process's ring
+/// apart after the process is gone, and with it the ring's hold on the image: a supervisor that
+/// restarts at once would be told that the image is in use.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
 /// Take the whole file with an OFD lock: shared for readers, exclusive for a writer. QEMU takes
 /// OFD locks on bytes of the same file, so the two exclude each other too. The lock goes with the
 /// descriptor, however the process ends.
@@ -202,12 +209,20 @@ fn lock(file: &File, path: &Path, read_only: bool) -> Result<()> {
     };
     lock.l_type = kind as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
-    // SAFETY: the descriptor is open and the struct lives across the call.
-    let taken = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
-    if taken == 0 {
-        return Ok(());
-    }
-    let e = io::Error::last_os_error();
+    let began = Instant::now();
+    let e = loop {
+        // SAFETY: the descriptor is open and the struct lives across the call.
+        let taken = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+        if taken == 0 {
+            return Ok(());
+        }
+        let e = io::Error::last_os_error();
+        let held = matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES));
+        if !held || began.elapsed() >= LOCK_PATIENCE {
+            break e;
+        }
+        std::thread::sleep(LOCK_PAUSE);
+    };
     let shown = path.display();
     match e.raw_os_error() {
         Some(libc::EAGAIN | libc::EACCES) => Err(Error::new(
