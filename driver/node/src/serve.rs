@@ -10,9 +10,10 @@ pub(crate) mod listener;
 use crate::engine::{CONNECTIONS_MAX, Engine, VOLUME_REQUESTS_MAX, VolumeHandle, VolumeSpec};
 use block::{Error, ErrorKind, Result};
 use listener::Listener;
-use nbd::accept::{Accepted, HANDSHAKE_DEADLINE};
+use nbd::accept::HANDSHAKE_DEADLINE;
 use nbd::codec::TransmissionFlags;
 use nbd::{Export, Exports};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use storage::ImageFile;
 pub use storage::{CacheMode, OpenOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use volume::{Config, Volume};
 
 /// Pause after a failed accept (most often no descriptor was left), so that it is not tried in a
@@ -151,18 +153,21 @@ fn on(kind: SignalKind) -> Result<tokio::signal::unix::Signal> {
     signal(kind).map_err(|e| Error::io("handle signals", e))
 }
 
-/// Accept for ever. Each handshake is a task of its own under a deadline.
+/// Handshakes at a time. A client that connects and says nothing costs a place among these and not
+/// among the connections; when they are all taken, the oldest gives way to the newest, so that silent
+/// clients keep nobody out.
+const HANDSHAKES_MAX: usize = 64;
+
+/// Accept for ever. Each handshake is a task of its own under a deadline; with a place among the
+/// connections it goes on to the shard, and beyond the cap it waits for one.
 async fn accept_all(
     listener: &Listener,
     places: &Arc<Semaphore>,
     exports: &Arc<OneExport>,
     volume: &VolumeHandle,
 ) {
+    let mut handshakes: VecDeque<AbortHandle> = VecDeque::with_capacity(HANDSHAKES_MAX);
     loop {
-        // A place first: beyond the cap clients wait in the listener's queue.
-        let Ok(place) = Arc::clone(places).acquire_owned().await else {
-            return;
-        };
         let stream = match listener.accept().await {
             Ok(stream) => stream,
             Err(e) => {
@@ -171,17 +176,28 @@ async fn accept_all(
                 continue;
             }
         };
+        handshakes.retain(|handshake| !handshake.is_finished());
+        if handshakes.len() == HANDSHAKES_MAX
+            && let Some(oldest) = handshakes.pop_front()
+        {
+            oldest.abort();
+        }
         let (exports, volume) = (Arc::clone(exports), volume.clone());
-        tokio::spawn(async move {
-            let joined = stream
-                .handshake(&*exports, HANDSHAKE_DEADLINE)
-                .await
-                .and_then(|accepted: Accepted| volume.connect(accepted, Box::new(place)));
+        let places = Arc::clone(places);
+        let handshake = tokio::spawn(async move {
+            let joined = match stream.handshake(&*exports, HANDSHAKE_DEADLINE).await {
+                Ok(accepted) => match places.acquire_owned().await {
+                    Ok(place) => volume.connect(accepted, Box::new(place)),
+                    Err(_) => return, // the server is stopping
+                },
+                Err(e) => Err(e),
+            };
             match joined {
                 Ok(()) => {}
                 Err(e) if e.kind() == ErrorKind::Disconnected => tracing::debug!("{e}"),
                 Err(e) => tracing::warn!("{e}"),
             }
         });
+        handshakes.push_back(handshake.abort_handle());
     }
 }
