@@ -2,18 +2,12 @@
 //! be saved; and their coming and going.
 
 use super::VOLUME_REQUESTS_MAX;
-use super::connection::Life;
 use super::message::{ConnectionIndex, VolumeIndex};
 use super::request::Requests;
 use super::shard::EngineShard;
 use super::volume_cell::{Leaving, Meta, Save, VolumeCell, VolumeFiles, Waiters};
 use block::{AlignedBuf, Error, ErrorKind, Result};
-use nbd::MetaContext;
-use nbd::codec::REPLY_HEAD_MAX;
-use nbd::session::Request;
-use nbd::status;
 use ring::{Done, Ring};
-use storage::sparse::Run;
 use storage::{Image, Progress, Work};
 use tokio::sync::oneshot;
 use volume::{Action, Outcome};
@@ -234,58 +228,6 @@ impl EngineShard {
         };
         cell.volume.saved(save.ticket, old);
         self.touch(v);
-    }
-
-    pub(super) fn extents_found(
-        &mut self,
-        ring: &mut Ring,
-        c: ConnectionIndex,
-        request: Request,
-        runs: Result<Vec<Run>>,
-    ) {
-        let connection = &mut self.connections[c as usize];
-        connection.open_requests -= 1;
-        if connection.life == Life::Gone {
-            return self.reap(ring, c);
-        }
-        let forwards = self.volumes[connection.volume as usize].forwarder.is_some();
-        match runs {
-            Err(e) => {
-                tracing::warn!("block status: {e}");
-                let errno = e.raw_os_error().unwrap_or(libc::EIO);
-                let mut head = [0; REPLY_HEAD_MAX];
-                let n = connection.session.outcome(&request, Err(errno), &mut head);
-                connection.out.push_head(&head[..n]);
-            }
-            Ok(runs) => {
-                let contexts = connection.session.contexts();
-                let bytes = contexts.len() * status::STATUS_BYTES_MAX;
-                let mut out = AlignedBuf::zeroed(bytes);
-                let mut at = 0;
-                for (id, context) in contexts.iter().enumerate() {
-                    let done = id + 1 == contexts.len();
-                    let holes = match context {
-                        // The image here is no longer what the guest reads.
-                        MetaContext::Allocation if forwards => &[],
-                        MetaContext::Allocation => runs.as_slice(),
-                        // Named only if offered, and this export offers no checkpoint.
-                        MetaContext::Dirty(_) => &[],
-                    };
-                    let flags = |run: &Run| {
-                        if run.hole {
-                            status::HOLE | status::ZERO
-                        } else {
-                            0
-                        }
-                    };
-                    let extents = holes.iter().map(|run| (run.span.len, flags(run)));
-                    at += status::describe(&request, id as u32, done, extents, &mut out[at..]);
-                }
-                connection.held_bytes += out.len();
-                connection.out.push_payload(out, 0..at);
-            }
-        }
-        self.promise(c, request.charge());
     }
 
     /// Begin to remove a volume.

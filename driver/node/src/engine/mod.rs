@@ -22,6 +22,7 @@ mod message;
 mod mirror;
 mod request;
 mod shard;
+mod status;
 mod volume_cell;
 
 pub use handle::{Engine, Mirror, MirrorReceipts, VolumeHandle, VolumeSpec};
