@@ -267,6 +267,42 @@ impl Drop for LoopMount {
     }
 }
 
+/// Two nodes on one directory would each own its volumes.
+#[test]
+fn a_data_directory_has_one_node() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let config = folder.path().join("node.toml");
+    let mut text = format!("name = \"a\"\ndata = {data:?}\n");
+    for place in ["listen", "replication", "nbd"] {
+        text += &format!("{place} = \"127.0.0.1:0\"\n");
+    }
+    std::fs::write(&config, text).unwrap();
+    let node = |log: Stdio| {
+        Command::new(forerun())
+            .args(["node", "--config", config.to_str().unwrap()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap()
+    };
+    let mut first = node(Stdio::null());
+    let began = Instant::now();
+    while !data.join("node.lock").exists() || !data.join("nbd.sock").exists() {
+        assert!(began.elapsed() < Duration::from_secs(20), "no node starts");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let second = node(Stdio::piped()).wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    let still_runs = first.try_wait().unwrap().is_none();
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert_eq!(second.status.code(), Some(1), "{said}");
+    assert_names(&said, &[data.to_str().unwrap(), &first.id().to_string()]);
+    assert!(still_runs, "the first node was harmed");
+}
+
 #[test]
 fn a_breach_of_the_handshake_ends_that_connection_only() {
     let image = Image::sparse(8);

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Boots the guest from a volume, moves the volume while the guest runs, and judges what it saw.
+"""Boots the guest from a volume and judges what it saw.
 
-    run.py --disk FOLDER --server nodes|serve|qemu-nbd
+    run.py --disk FOLDER --server serve|nodes|qemu-nbd
 
-    nodes      a controller and two nodes: import the disk on a, boot, seed to b, cut over, shut down
     serve      `forerun serve` alone: boot, work, shut down
-    qemu-nbd   the same with QEMU's own server, to tell a guest's trouble from ours
+    nodes      a controller and two nodes: import the disk on a, boot, seed to b, cut over, shut down
+    qemu-nbd   the same with QEMU's own server, to tell a guest's own trouble from the server's
 
 The guest runs `workload.py`. Its second serial port is a unix socket here: events come in as JSON
 lines, `mark` and `finish` go out. The verdict needs no I/O error and no mismatch in the guest, a clean
@@ -364,7 +364,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--disk", required=True, help="the folder that build-image.sh made")
     parser.add_argument("--forerun", default="forerun", help="the forerun program")
-    parser.add_argument("--server", choices=["nodes", "serve", "qemu-nbd"], default="nodes")
+    parser.add_argument("--server", choices=["nodes", "serve", "qemu-nbd"], default="serve")
     parser.add_argument("--accel", default="tcg,thread=multi", help="QEMU's -accel")
     parser.add_argument("--seconds", type=int, default=10, help="how long the guest works in each phase")
     options = parser.parse_args()
