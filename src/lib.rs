@@ -6,4 +6,5 @@ pub mod controller;
 pub mod demo;
 pub mod fleet;
 pub mod identity;
+pub mod predict;
 pub mod store;

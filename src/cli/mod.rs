@@ -11,6 +11,7 @@ mod cutover;
 mod demo;
 mod events;
 mod failure;
+mod forecast;
 mod node;
 mod nodes;
 mod operation;
@@ -18,6 +19,7 @@ pub(crate) mod out;
 mod progress;
 mod replica;
 mod serve;
+mod simulate;
 mod size;
 mod volume;
 
@@ -90,6 +92,10 @@ enum Verb {
     Cutover(cutover::Args),
     /// List the nodes that registered, and what they hold
     NodeList,
+    /// Forecast a series, or score forecasts of its past
+    Forecast(forecast::Args),
+    /// Replay decisions over recorded load
+    Simulate(simulate::Args),
     /// Show what happened in the fleet
     Events(events::Args),
     /// Play it all on this machine: seed, replicate, cut over under load, check every byte
@@ -138,6 +144,8 @@ fn run(cli: Cli, out: &Out) -> Result<(), Failure> {
         Verb::Replica(verb) => block_on(replica::run(verb, controller, out)),
         Verb::Cutover(args) => block_on(cutover::run(args, controller, out)),
         Verb::NodeList => block_on(nodes::list(controller, out)),
+        Verb::Forecast(args) => forecast::run(&args, out),
+        Verb::Simulate(args) => simulate::run(&args, out),
         Verb::Events(args) => block_on(events::run(args, controller, out)),
         Verb::Demo(args) => block_on(demo::run(args, out)),
         Verb::Operation(verb) => block_on(operation::run(verb, controller, out)),

@@ -1,0 +1,308 @@
+//! `forerun forecast`: what comes next in a file of samples, or how good such forecasts were.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::out::{figure, text};
+use super::{Failure, Out};
+use crate::predict::{self, Forecast, Series, backtest, csv, fan, quantile, series};
+
+/// Levels printed for each step, and for the window's maximum.
+const STEP_LEVELS: [(&str, f64); 11] = [
+    ("0.025", 0.025),
+    ("0.1", 0.1),
+    ("0.2", 0.2),
+    ("0.3", 0.3),
+    ("0.4", 0.4),
+    ("0.5", 0.5),
+    ("0.6", 0.6),
+    ("0.7", 0.7),
+    ("0.8", 0.8),
+    ("0.9", 0.9),
+    ("0.975", 0.975),
+];
+const WINDOW_LEVELS: [(&str, f64); 3] = [("0.5", 0.5), ("0.9", 0.9), ("0.95", 0.95)];
+/// Longest horizon: beyond it the analogues of a month's history are too few.
+const LONGEST_HORIZON: usize = 2016;
+/// Days of history drawn left of the fan.
+const DRAWN_DAYS: usize = 1;
+
+/// Forecast a series, or score forecasts of its past
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// A CSV file with a header: a column of times and one or more of values
+    #[arg(long, value_name = "FILE.csv", required = true, num_args = 1..)]
+    history: Vec<PathBuf>,
+    /// The column to forecast, if there are several
+    #[arg(long, value_name = "NAME")]
+    column: Option<String>,
+    /// The machine to forecast, if the file has a column `vm`
+    #[arg(long, value_name = "ID")]
+    vm: Option<String>,
+    /// The column is a counter: forecast its rate a second
+    #[arg(long)]
+    counter: bool,
+    /// Steps to forecast
+    #[arg(long, value_name = "STEPS", default_value_t = 48)]
+    horizon: usize,
+    /// Forecast from many moments of the past instead, and score what came
+    #[arg(long)]
+    backtest: bool,
+    /// Samples between the origins of a backtest
+    #[arg(
+        long,
+        value_name = "SAMPLES",
+        default_value_t = 13,
+        requires = "backtest"
+    )]
+    stride: usize,
+    /// Where a backtest draws the fan chart of its last origin
+    #[arg(
+        long,
+        value_name = "FILE.svg",
+        default_value = "backtest.svg",
+        requires = "backtest"
+    )]
+    svg: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    series: &'a str,
+    step_seconds: u32,
+    quantiles: serde_json::Map<String, serde_json::Value>,
+    window_max: serde_json::Map<String, serde_json::Value>,
+    chosen: &'static str,
+}
+
+#[derive(Serialize)]
+struct Row {
+    series: String,
+    origins: usize,
+    mase: f64,
+    crps: f64,
+    baseline_crps: f64,
+    crps_ratio: f64,
+    coverage_80: f64,
+    coverage_95: f64,
+    window_max_90: f64,
+    seconds: f64,
+}
+
+/// Run the verb.
+pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
+    if args.horizon == 0 || args.horizon > LONGEST_HORIZON || args.stride == 0 {
+        return Err(Failure::usage(format!(
+            "a horizon of {} steps every {} samples: the horizon must be 1 to {LONGEST_HORIZON}, the stride at least 1",
+            args.horizon, args.stride
+        )));
+    }
+    let mut all = Vec::new();
+    for path in &args.history {
+        all.extend(load(path, args, out)?);
+    }
+    if args.backtest {
+        score(&all, args, out)
+    } else {
+        ahead(&all, args, out)
+    }
+}
+
+fn load(path: &Path, args: &Args, out: &Out) -> Result<Vec<(String, Series)>, Failure> {
+    let failed = |why: &dyn std::fmt::Display| {
+        Failure::new(format!("read the history {}: {why}", path.display()))
+    };
+    let bytes = std::fs::read(path).map_err(|e| failed(&e))?;
+    let histories = csv::read(&String::from_utf8_lossy(&bytes), args.column.as_deref())
+        .map_err(|e| failed(&e))?;
+    if let Some(vm) = args.vm.as_ref().filter(|vm| !histories.contains_key(*vm)) {
+        return Err(failed(&format!("it has no machine `{vm}`")));
+    }
+    if histories.is_empty() {
+        return Err(failed(&predict::SeriesError::Empty));
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let wanted = histories
+        .iter()
+        .filter(|(vm, _)| args.vm.as_ref().is_none_or(|wanted| wanted == *vm));
+    wanted
+        .map(|(vm, samples)| {
+            let parts = [&*stem, vm, args.column.as_deref().unwrap_or("")];
+            let name = parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
+            let made = if args.counter {
+                Series::from_samples(&series::rates(samples))
+            } else {
+                Series::from_samples(samples)
+            };
+            let series = made.map_err(|e| failed(&format!("{name}: {e}")))?;
+            if series.notes != series::Notes::default() && !args.backtest {
+                let n = series.notes;
+                out.note(format!(
+                    "{name}: repaired {} values not finite, {} stamps out of order, {} duplicates, {} gaps filled with \
+                     the last value, {} samples before a long gap left out",
+                    n.not_finite, n.out_of_order, n.duplicates, n.filled, n.before_gap
+                ));
+            }
+            Ok((name, series))
+        })
+        .collect()
+}
+
+fn ahead(all: &[(String, Series)], args: &Args, out: &Out) -> Result<(), Failure> {
+    let [(name, series)] = all else {
+        let names = all
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ");
+        return Err(Failure::usage(format!(
+            "forecast one series at a time; these were read: {names} (choose with --vm)"
+        )));
+    };
+    let forecast = predict::forecast(series, args.horizon);
+    if out.is_json() {
+        out.json(&answer(name, series, &forecast));
+        return Ok(());
+    }
+    let steps: Vec<usize> = (1..=args.horizon).collect();
+    let columns = [
+        figure("STEP"),
+        figure("2.5%"),
+        figure("10%"),
+        figure("MEDIAN"),
+        figure("90%"),
+        figure("97.5%"),
+    ];
+    let row = |step: &usize| {
+        let levels = [0.025, 0.1, 0.5, 0.9, 0.975];
+        let values =
+            levels.map(|level| format!("{:.4}", quantile::at(&forecast.steps[step - 1], level)));
+        std::iter::once(step.to_string()).chain(values).collect()
+    };
+    out.list(&steps, &columns, row, "");
+    let [half, ninety, ninety_five] =
+        WINDOW_LEVELS.map(|(_, level)| quantile::at(&forecast.window_max, level));
+    out.line(format!(
+        "maximum of the window: median {half:.4}, 90% {ninety:.4}, 95% {ninety_five:.4}; led by {}",
+        forecast.chosen
+    ));
+    Ok(())
+}
+
+fn answer<'a>(name: &'a str, series: &Series, forecast: &Forecast) -> Answer<'a> {
+    let quantiles = STEP_LEVELS.iter().map(|(label, level)| {
+        let values: Vec<f64> = forecast
+            .steps
+            .iter()
+            .map(|step| quantile::at(step, *level))
+            .collect();
+        ((*label).to_owned(), values.into())
+    });
+    let window = WINDOW_LEVELS.iter().map(|(label, level)| {
+        (
+            (*label).to_owned(),
+            quantile::at(&forecast.window_max, *level).into(),
+        )
+    });
+    Answer {
+        series: name,
+        step_seconds: series.step_seconds,
+        quantiles: quantiles.collect(),
+        window_max: window.collect(),
+        chosen: forecast.chosen,
+    }
+}
+
+fn score(all: &[(String, Series)], args: &Args, out: &Out) -> Result<(), Failure> {
+    let plan = backtest::Plan {
+        horizon: args.horizon,
+        history: 1.0 / 3.0,
+        stride: args.stride,
+    };
+    let mut rows = Vec::new();
+    let mut drawn = None;
+    for (name, series) in all {
+        let Some((scores, sight)) = backtest::run(series, plan) else {
+            return Err(Failure::new(format!(
+                "backtest {name}: its {} points leave no room for {} steps after a third of history",
+                series.values.len(),
+                args.horizon
+            )));
+        };
+        // What one forecast costs from nothing: learning over the last days and the forecast itself.
+        let started = Instant::now();
+        std::hint::black_box(predict::forecast(series, args.horizon));
+        rows.push(row(name, &scores, started.elapsed().as_secs_f64()));
+        drawn = Some((name, series, sight));
+    }
+    if let Some((name, series, sight)) = drawn {
+        let first = sight.at.saturating_sub(DRAWN_DAYS * series.day());
+        let observed = &series.values[sight.at..sight.at + args.horizon];
+        let picture = fan::svg(
+            name,
+            &series.values[first..sight.at],
+            &sight.forecast.steps,
+            observed,
+        );
+        std::fs::write(&args.svg, picture).map_err(|e| {
+            Failure::new(format!("write the fan chart {}: {e}", args.svg.display()))
+        })?;
+        out.note(format!("fan chart of {name}: {}", args.svg.display()));
+    }
+    let columns = [
+        text("SERIES"),
+        figure("ORIGINS"),
+        figure("MASE"),
+        figure("CRPS"),
+        figure("OF BASELINE"),
+        figure("IN 80%"),
+        figure("IN 95%"),
+        figure("MAX IN 90%"),
+        figure("SECONDS"),
+    ];
+    out.list(&rows, &columns, Row::cells, "");
+    if rows.len() > 1 && !out.is_json() {
+        let count = rows.len() as f64;
+        let ratio = (rows.iter().map(|row| row.crps_ratio.ln()).sum::<f64>() / count).exp();
+        let mean = |of: fn(&Row) -> f64| 100.0 * rows.iter().map(of).sum::<f64>() / count;
+        out.line(format!(
+            "{} series: CRPS {ratio:.3} of the baseline's (geometric mean), {:.1}% in 80%, {:.1}% in 95%, {:.1}% of maxima in 90%",
+            rows.len(), mean(|row| row.coverage_80), mean(|row| row.coverage_95), mean(|row| row.window_max_90)
+        ));
+    }
+    Ok(())
+}
+
+fn row(name: &str, scores: &backtest::Scores, seconds: f64) -> Row {
+    Row {
+        series: name.to_owned(),
+        origins: scores.origins,
+        mase: scores.mase,
+        crps: scores.crps,
+        baseline_crps: scores.baseline_crps,
+        crps_ratio: scores.ratio(),
+        coverage_80: scores.cover80,
+        coverage_95: scores.cover95,
+        window_max_90: scores.cover_max90,
+        seconds,
+    }
+}
+
+impl Row {
+    fn cells(&self) -> Vec<String> {
+        let percent = |share: f64| format!("{:.1}%", 100.0 * share);
+        vec![
+            self.series.clone(),
+            self.origins.to_string(),
+            format!("{:.3}", self.mase),
+            format!("{:.4}", self.crps),
+            format!("{:.3}", self.crps_ratio),
+            percent(self.coverage_80),
+            percent(self.coverage_95),
+            percent(self.window_max_90),
+            format!("{:.4}", self.seconds),
+        ]
+    }
+}

@@ -1,0 +1,102 @@
+//! Intervals that cover what they claim.
+//!
+//! For each known outcome, where did it fall in the forecast made for it? If the forecasts were
+//! honest these levels would be uniform. Their empirical distribution, with old ones fading, says at
+//! which level to read a forecast so that a fraction `p` of outcomes lies below: the split-conformal
+//! rule on probability scale. On top an adaptive nudge moves each level a little after every hit or
+//! miss, so that coverage returns to its claim also while the series changes.
+
+use super::quantile::{K, LEVELS};
+
+const BINS: usize = 200;
+/// The bound of the adaptive nudge.
+const NUDGE_LIMIT: f64 = 0.1;
+
+/// How fast a calibration believes what it sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Outcomes until the weight of an old one has fallen to a third.
+    pub fade: f64,
+    /// Weight, in outcomes, of the belief that forecasts are honest.
+    pub prior: f64,
+    /// Step of the adaptive nudge.
+    pub nudge: f64,
+}
+
+/// Steps: many outcomes, close to each other and alike, and a pool that is nearly honest by itself.
+pub const STEPS: Pace = Pace {
+    fade: 2000.0,
+    prior: 1000.0,
+    nudge: 0.0003,
+};
+/// Window maxima: a few a day, and a pool that is too low by itself.
+pub const WINDOW: Pace = Pace {
+    fade: 200.0,
+    prior: 20.0,
+    nudge: 0.01,
+};
+
+/// The memory of where outcomes fell.
+#[derive(Clone, Debug)]
+pub struct Calibration {
+    bins: [f32; BINS],
+    nudge: [f32; K],
+    seen: u32,
+    pace: Pace,
+}
+
+impl Calibration {
+    /// Has seen nothing.
+    pub fn new(pace: Pace) -> Self {
+        Self {
+            bins: [(pace.prior / BINS as f64) as f32; BINS],
+            nudge: [0.0; K],
+            seen: 0,
+            pace,
+        }
+    }
+
+    /// Takes in an outcome that fell between two levels of its forecast: equal when the forecast has
+    /// no tie there.
+    pub fn learn(&mut self, low: f64, high: f64) {
+        // A tie is spread evenly, by a sequence that visits every part of it.
+        self.seen = self.seen.wrapping_add(1);
+        let even = f64::from(self.seen.reverse_bits()) / (f64::from(u32::MAX) + 1.0);
+        let level = low + (high - low) * even;
+        let read = self.levels();
+        for k in 0..K {
+            let hit = if level <= read[k] { 1.0 } else { 0.0 };
+            let moved = f64::from(self.nudge[k]) + self.pace.nudge * (LEVELS[k] - hit);
+            self.nudge[k] = moved.clamp(-NUDGE_LIMIT, NUDGE_LIMIT) as f32;
+        }
+        let keep = (1.0 - 1.0 / self.pace.fade) as f32;
+        self.bins.iter_mut().for_each(|bin| *bin *= keep);
+        self.bins[((level * BINS as f64) as usize).min(BINS - 1)] += 1.0;
+    }
+
+    /// The level at which to read a forecast for each of [`LEVELS`], never decreasing.
+    pub fn levels(&self) -> [f64; K] {
+        let total: f64 = self.bins.iter().map(|bin| f64::from(*bin)).sum();
+        let mut read = [1.0; K];
+        let (mut passed, mut k) = (0.0, 0);
+        for (i, bin) in self.bins.iter().enumerate() {
+            let share = f64::from(*bin) / total;
+            while k < K && passed + share >= LEVELS[k] {
+                let part = if share > 0.0 {
+                    (LEVELS[k] - passed) / share
+                } else {
+                    0.0
+                };
+                read[k] = (i as f64 + part) / BINS as f64;
+                k += 1;
+            }
+            passed += share;
+        }
+        let mut least = 0.0f64;
+        for (level, nudge) in read.iter_mut().zip(self.nudge) {
+            least = least.max((*level + f64::from(nudge)).clamp(0.0, 1.0));
+            *level = least;
+        }
+        read
+    }
+}

@@ -1,0 +1,266 @@
+//! Histories as text: a header line, a column of stamps, one or more of values, and maybe one that
+//! says whose they are.
+//!
+//! ```text
+//! timestamp,value                    vm,ts,cores,…,wr_kbs,…
+//! 2014-02-14 14:30:00,0.132          3,1375308176,1,…,4.4,…
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::series::Sample;
+
+/// Headers under which a stamp is looked for; else the first column.
+const STAMPS: [&str; 5] = ["timestamp", "ts", "time", "date", "datetime"];
+/// Headers of the column that tells machines apart.
+const OWNERS: [&str; 3] = ["vm", "vm_id", "instance"];
+
+/// The samples of each machine in a file; the key is empty when the file has no such column.
+pub type Histories = BTreeMap<String, Vec<Sample>>;
+
+/// Why a file is not a history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CsvError {
+    /// No header line.
+    Empty,
+    /// The file begins with the mark of gzip.
+    Compressed,
+    /// No column of that name, or none given and several to choose from.
+    Column {
+        /// What was asked for.
+        wanted: Option<String>,
+        /// What there is.
+        have: Vec<String>,
+    },
+    /// A line's stamp cannot be read.
+    Stamp {
+        /// Its number, from 1.
+        line: usize,
+        /// What stands there.
+        found: String,
+    },
+    /// A line's value is neither a number nor empty.
+    Value {
+        /// Its number, from 1.
+        line: usize,
+        /// What stands there.
+        found: String,
+    },
+}
+
+impl fmt::Display for CsvError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => write!(
+                f,
+                "the file is empty: a header line such as `timestamp,value` is needed"
+            ),
+            Self::Compressed => write!(f, "the file is compressed: unpack it first"),
+            Self::Column {
+                wanted: Some(name),
+                have,
+            } => {
+                write!(f, "no column `{name}`: choose one of {}", have.join(", "))
+            }
+            Self::Column { wanted: None, have } => {
+                write!(
+                    f,
+                    "several columns of values: name one of {}",
+                    have.join(", ")
+                )
+            }
+            Self::Stamp { line, found } => write!(
+                f,
+                "line {line}: `{found}` is no time: seconds since 1970 or YYYY-MM-DD HH:MM:SS is needed"
+            ),
+            Self::Value { line, found } => write!(f, "line {line}: `{found}` is no number"),
+        }
+    }
+}
+
+impl std::error::Error for CsvError {}
+
+/// Reads one column of every machine in `text`. An empty value, `NaN` and `null` are missing samples.
+pub fn read(text: &str, column: Option<&str>) -> Result<Histories, CsvError> {
+    if text.starts_with('\u{1f}') {
+        return Err(CsvError::Compressed);
+    }
+    let mut lines = text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty());
+    let (_, header) = lines.next().ok_or(CsvError::Empty)?;
+    let names: Vec<&str> = header
+        .trim_start_matches('\u{feff}')
+        .split(',')
+        .map(str::trim)
+        .collect();
+    let known = |wanted: &[&str]| {
+        names
+            .iter()
+            .position(|name| wanted.contains(&name.to_lowercase().as_str()))
+    };
+    let stamp = known(&STAMPS).unwrap_or(0);
+    let owner = known(&OWNERS);
+    let value = choose(&names, stamp, owner, column)?;
+
+    let mut histories = Histories::new();
+    for (index, line) in lines {
+        let fields: Vec<&str> = line.split(',').map(str::trim).collect();
+        let field = |at: usize| fields.get(at).copied().unwrap_or("");
+        let number = index + 1;
+        let at = seconds(field(stamp)).ok_or_else(|| CsvError::Stamp {
+            line: number,
+            found: field(stamp).into(),
+        })?;
+        let found = field(value);
+        let sample = match found.to_lowercase().as_str() {
+            "" | "nan" | "null" | "none" => f64::NAN,
+            text => text.parse().map_err(|_| CsvError::Value {
+                line: number,
+                found: found.into(),
+            })?,
+        };
+        let whose = owner.map_or("", field);
+        match histories.get_mut(whose) {
+            Some(samples) => samples.push((at, sample)),
+            None => drop(histories.insert(whose.to_owned(), vec![(at, sample)])),
+        }
+    }
+    Ok(histories)
+}
+
+fn choose(
+    names: &[&str],
+    stamp: usize,
+    owner: Option<usize>,
+    column: Option<&str>,
+) -> Result<usize, CsvError> {
+    let values: Vec<usize> = (0..names.len())
+        .filter(|at| *at != stamp && Some(*at) != owner)
+        .collect();
+    let chosen = match column {
+        Some(wanted) => values.iter().find(|at| names[**at] == wanted),
+        None if values.len() == 1 => values.first(),
+        None => values.iter().find(|at| names[**at] == "value"),
+    };
+    chosen.copied().ok_or_else(|| CsvError::Column {
+        wanted: column.map(str::to_owned),
+        have: values.iter().map(|at| names[*at].to_owned()).collect(),
+    })
+}
+
+/// Seconds since 1970 of a number (milliseconds if it is too large to be seconds) or of a date and
+/// time of day in UTC.
+fn seconds(text: &str) -> Option<i64> {
+    /// The year 5138 in seconds, 1973 in milliseconds.
+    const MILLISECONDS_FROM: f64 = 1e11;
+    if let Ok(number) = text.parse::<f64>() {
+        let number = if number.abs() >= MILLISECONDS_FROM {
+            number / 1000.0
+        } else {
+            number
+        };
+        return number.is_finite().then_some(number.floor() as i64);
+    }
+    let (date, time) = text.split_once(['T', ' ']).unwrap_or((text, "0:0:0"));
+    let mut date = date.splitn(3, '-').map(|part| part.parse::<i64>().ok());
+    let (year, month, day) = (date.next()??, date.next()??, date.next()??);
+    let time = time.trim_end_matches('Z').split('.').next()?;
+    let mut time = time.splitn(3, ':').map(|part| part.parse::<i64>().ok());
+    let (hour, minute, second) = (
+        time.next()??,
+        time.next()??,
+        time.next().unwrap_or(Some(0))?,
+    );
+    let sane = (1..=9999).contains(&year)
+        && (1..=12).contains(&month)
+        && (1..=31).contains(&day)
+        && (0..24).contains(&hour)
+        && (0..60).contains(&minute)
+        && (0..=60).contains(&second);
+    sane.then(|| days_since_1970(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second)
+}
+
+/// Counts days in years that begin in March, so that the leap day is the last.
+fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
+    let (year, month) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
+    let before = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
+    before - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_and_numbers_are_the_same_time() {
+        assert_eq!(seconds("1970-01-01 00:00:00"), Some(0));
+        assert_eq!(seconds("2000-02-29T12:00:01Z"), Some(951_825_601));
+        assert_eq!(seconds("951825601.9"), Some(951_825_601));
+        assert_eq!(seconds("951825601000"), Some(951_825_601));
+        for wrong in [
+            "",
+            "yesterday",
+            "2014-13-01 00:00:00",
+            "2014-02-14 25:00:00",
+            "inf",
+            "NaN",
+        ] {
+            assert_eq!(seconds(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_only_column_of_values_needs_no_name() {
+        let read = read("timestamp,value\n0,1.5\n300,\n600,nan\n", None).unwrap();
+        assert_eq!(read[""][0], (0, 1.5));
+        assert!(read[""][1].1.is_nan() && read[""][2].1.is_nan());
+    }
+
+    #[test]
+    fn machines_in_one_file_are_told_apart() {
+        let text = "vm,ts,rd,wr\na,0,1,2\nb,0,3,4\na,300,5,6\n";
+        let histories = read(text, Some("wr")).unwrap();
+        assert_eq!(histories["a"], vec![(0, 2.0), (300, 6.0)]);
+        assert_eq!(histories["b"], vec![(0, 4.0)]);
+        let error = read(text, None).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "several columns of values: name one of rd, wr"
+        );
+        assert!(
+            read(text, Some("cpu"))
+                .unwrap_err()
+                .to_string()
+                .starts_with("no column `cpu`")
+        );
+    }
+
+    #[test]
+    fn what_is_no_history_is_refused_with_its_line() {
+        assert_eq!(read("", None), Err(CsvError::Empty));
+        assert_eq!(read("\u{1f}\u{8b}", None), Err(CsvError::Compressed));
+        let stamp = read("timestamp,value\n0,1\nsoon,2\n", None).unwrap_err();
+        assert_eq!(
+            stamp,
+            CsvError::Stamp {
+                line: 3,
+                found: "soon".into()
+            }
+        );
+        let value = read("timestamp,value\n0,much\n", None).unwrap_err();
+        assert_eq!(
+            value,
+            CsvError::Value {
+                line: 2,
+                found: "much".into()
+            }
+        );
+    }
+}

@@ -1,0 +1,113 @@
+//! The cheap experts. Each names past windows; none has parameters to train, so a forecast for a new
+//! series is as ready as for an old one.
+//!
+//! | expert | what it believes |
+//! |---|---|
+//! | smoothing | the level stays, and errs as it has erred (also the baseline to beat) |
+//! | last-day | any value of the last 24 hours |
+//! | last-hours | any value of the last three hours: right after a level shift |
+//! | clock | this time of day on earlier days, exactly or give or take a step |
+//! | analogue | what followed the hours most like the last one, as it was or moved to today's level |
+//! | cycle | the same phase of an hourly or six-hourly job |
+
+use super::analogue::{self, Likeness};
+use super::scene::{Outlook, Scene};
+use super::smoothing;
+
+/// Number of experts in the standing pool.
+pub const EXPERTS: usize = 10;
+
+/// The place of the smoothing expert.
+pub const SMOOTHING: usize = 0;
+
+/// Their names, in the order of [`outlooks`].
+pub const NAMES: [&str; EXPERTS] = [
+    "smoothing",
+    "last-day",
+    "last-hours",
+    "clock",
+    "clock-wide",
+    "analogue",
+    "analogue-level",
+    "analogue-clock",
+    "hourly",
+    "six-hourly",
+];
+
+/// The shortest stretch worth comparing, for series with long steps.
+const LEAST_WIDTH: usize = 4;
+
+/// What each expert expects after the first `now` samples.
+pub fn outlooks(scene: &Scene<'_>, now: usize, horizon: usize) -> [Outlook; EXPERTS] {
+    let hour = (scene.day / 24).max(1);
+    let width = hour.max(LEAST_WIDTH);
+    let like = Likeness {
+        width,
+        neighbours: 60,
+        clock: 0.0,
+    };
+    let like_clock = Likeness {
+        width: 3 * width,
+        neighbours: 40,
+        clock: 0.3,
+    };
+    let plain = analogue::nearest(scene, now, horizon, like);
+    let moved = at_level_of_now(scene, now, width.div_ceil(4), &plain);
+    [
+        smoothing::outlook(scene, now, horizon),
+        Outlook::Recent { span: scene.day },
+        Outlook::Recent { span: 3 * hour },
+        Outlook::Phase {
+            period: scene.day,
+            turns: 14,
+        },
+        same_time(scene, now, 14),
+        as_it_was(plain),
+        moved,
+        as_it_was(analogue::nearest(scene, now, horizon, like_clock)),
+        Outlook::Phase {
+            period: hour,
+            turns: 60,
+        },
+        Outlook::Phase {
+            period: 6 * hour,
+            turns: 60,
+        },
+    ]
+}
+
+fn as_it_was(starts: Vec<u32>) -> Outlook {
+    let shifts = vec![0.0; starts.len()];
+    Outlook::Windows { starts, shifts }
+}
+
+/// Moves each window by how much the mean of the last `span` samples differs from then.
+fn at_level_of_now(scene: &Scene<'_>, now: usize, span: usize, starts: &[u32]) -> Outlook {
+    let level = |end: usize| {
+        let last = &scene.values[end.saturating_sub(span)..end];
+        last.iter().sum::<f64>() / last.len() as f64
+    };
+    let today = level(now);
+    let shifts = starts
+        .iter()
+        .map(|start| today - level(*start as usize))
+        .collect();
+    Outlook::Windows {
+        starts: starts.to_vec(),
+        shifts,
+    }
+}
+
+/// The windows that began at this time on each of the last `days` days, one step early, on time and
+/// one step late.
+pub fn same_time(scene: &Scene<'_>, now: usize, days: usize) -> Outlook {
+    let mut starts = Vec::new();
+    for back in 1..=days {
+        for early in 0..3 {
+            if let Some(start) = (now + 1).checked_sub(back * scene.day + early) {
+                starts.push(start as u32);
+            }
+        }
+    }
+    as_it_was(starts)
+}

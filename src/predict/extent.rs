@@ -1,0 +1,216 @@
+//! Which extents will be written again, and in which order to copy them.
+//!
+//! Time is cut into windows. An extent's state is whether it was written in each of the last four:
+//! sixteen states. How often an extent in a state is written in the next window is counted over all
+//! extents as the windows pass, so the table needs no training and is calibrated by construction.
+//!
+//! Two things four windows cannot see are remembered beside it. A **periodic job**: an extent whose
+//! writes come at an even distance is due again one distance after the last. And **distance**: new
+//! writes fall near old ones, on every scale, so what lies far from any write is coldest.
+//!
+//! Seeding in ascending order of these probabilities copies what will stay first and what will be
+//! written anyway last, when little time is left to write it again.
+
+use std::collections::HashMap;
+
+/// Windows in a state.
+const RECENT: u32 = 4;
+const STATES: usize = 1 << RECENT;
+/// Weight of the belief, held before counting, that a state is followed by no write.
+const PRIOR: f64 = 4.0;
+/// The least probability of a write that is due.
+const DUE: f64 = 0.5;
+/// Distances between writes may differ by this share and still be one period.
+const EVEN: f64 = 0.2;
+
+/// The memory of one extent that was ever written.
+#[derive(Clone, Copy, Debug, Default)]
+struct Trail {
+    /// Bit 0 is the last closed window.
+    state: u8,
+    /// Windows with a write.
+    written: u32,
+    /// The last window with a write, and the two distances before it, in windows; 0 is none.
+    last: u32,
+    gaps: [u32; 2],
+}
+
+/// What is known about the writes of one volume.
+#[derive(Clone, Debug)]
+pub struct Habits {
+    trails: HashMap<u64, Trail>,
+    /// For each state: how often it was seen, and how often a write followed.
+    seen: [f64; STATES],
+    followed: [f64; STATES],
+    window: u32,
+}
+
+impl Default for Habits {
+    fn default() -> Self {
+        Self {
+            trails: HashMap::new(),
+            seen: [0.0; STATES],
+            followed: [0.0; STATES],
+            window: 0,
+        }
+    }
+}
+
+impl Habits {
+    /// Closes a window in which exactly these extents were written, each listed once.
+    pub fn close_window(&mut self, written: impl IntoIterator<Item = u64>) {
+        self.window += 1;
+        for extent in written {
+            let trail = self.trails.entry(extent).or_default();
+            if trail.last > 0 {
+                trail.gaps = [self.window - trail.last, trail.gaps[0]];
+            }
+            trail.last = self.window;
+            trail.written += 1;
+        }
+        for trail in self.trails.values_mut() {
+            let now = trail.last == self.window;
+            self.seen[trail.state as usize] += 1.0;
+            self.followed[trail.state as usize] += f64::from(u8::from(now));
+            trail.state = (trail.state << 1 | u8::from(now)) & (STATES as u8 - 1);
+        }
+    }
+
+    /// The probability that an extent is written in the next window; none for an extent that never
+    /// was, about which only its distance from the others is known.
+    #[must_use]
+    pub fn probability(&self, extent: u64) -> Option<f64> {
+        let trail = self.trails.get(&extent)?;
+        let table = self.table(trail.state);
+        Some(if self.due(trail) {
+            table.max(DUE)
+        } else {
+            table
+        })
+    }
+
+    fn table(&self, state: u8) -> f64 {
+        let state = state as usize;
+        (self.followed[state] + 0.5) / (self.seen[state] + PRIOR)
+    }
+
+    /// Whether a periodic extent's next write falls into the next window.
+    fn due(&self, trail: &Trail) -> bool {
+        let [near, far] = trail.gaps.map(f64::from);
+        far > f64::from(RECENT)
+            && (near - far).abs() <= EVEN * far
+            && (f64::from(self.window + 1 - trail.last) - near).abs() <= EVEN * near
+    }
+
+    /// All extents of a disk of `count`, coldest first; among equals in the order of the disk, so that
+    /// the copy stays sequential.
+    #[must_use]
+    pub fn coldest_first(&self, count: u64) -> Vec<u64> {
+        let mut order: Vec<(f64, u64)> = self.reaches(count).into_iter().zip(0..).collect();
+        for (extent, trail) in self.trails.iter().filter(|(extent, _)| **extent < count) {
+            let often = f64::from(trail.written) / f64::from(self.window);
+            order[*extent as usize].0 = self.probability(*extent).unwrap_or(0.0) + often;
+        }
+        order.sort_by(|a, b| a.0.total_cmp(&b.0));
+        order.into_iter().map(|(_, extent)| extent).collect()
+    }
+
+    /// For each extent, minus the power of two of its distance from the nearest written one: always
+    /// below the heat of a written extent.
+    fn reaches(&self, count: u64) -> Vec<f64> {
+        let mut distance = vec![u64::MAX; count as usize];
+        for extent in self.trails.keys().filter(|extent| **extent < count) {
+            distance[*extent as usize] = 0;
+        }
+        for i in 1..distance.len() {
+            distance[i] = distance[i].min(distance[i - 1].saturating_add(1));
+        }
+        for i in (1..distance.len()).rev() {
+            distance[i - 1] = distance[i - 1].min(distance[i].saturating_add(1));
+        }
+        distance
+            .into_iter()
+            .map(|d| -f64::from(u64::BITS - d.leading_zeros()))
+            .collect()
+    }
+
+    /// Extents expected to be written in the next window.
+    #[must_use]
+    pub fn expected_writes(&self) -> f64 {
+        self.trails
+            .keys()
+            .filter_map(|extent| self.probability(*extent))
+            .sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hot_extent_comes_last_and_the_untouched_first() {
+        let mut habits = Habits::default();
+        for window in 0..20u64 {
+            habits.close_window(if window % 5 == 0 {
+                vec![700, 7]
+            } else {
+                vec![700]
+            });
+        }
+        let order = habits.coldest_first(1000);
+        assert_eq!(order.len(), 1000);
+        assert_eq!(order[998..], [7, 700]);
+        assert_eq!(
+            order[0], 263,
+            "first of those furthest from both on a scale of powers of two"
+        );
+        assert!(habits.probability(700) > Some(0.7));
+        assert!(
+            habits.probability(7) >= Some(DUE),
+            "every fifth window, and the next is one"
+        );
+        assert_eq!(habits.probability(8), None);
+    }
+
+    #[test]
+    fn a_periodic_job_is_remembered_beyond_four_windows() {
+        let mut habits = Habits::default();
+        for window in 1..=30u64 {
+            habits.close_window(if window % 10 == 0 { vec![3] } else { vec![] });
+        }
+        for _ in 31..=36 {
+            habits.close_window([]);
+        }
+        assert!(habits.probability(3) < Some(0.3), "not yet");
+        for _ in 37..=39 {
+            habits.close_window([]);
+        }
+        assert!(habits.probability(3) >= Some(0.5), "due in the fortieth");
+    }
+
+    #[test]
+    fn the_table_is_calibrated_on_random_writes() {
+        let mut habits = Habits::default();
+        let mut random = 1u64;
+        let mut hits = 0.0;
+        for window in 0..400 {
+            let written: Vec<u64> = (0..64)
+                .filter(|_| {
+                    random = random
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1_442_695_040_888_963_407);
+                    random >> 33 < (1 << 31) / 4
+                })
+                .collect();
+            if window >= 200 {
+                hits += written.len() as f64 - habits.expected_writes();
+            }
+            habits.close_window(written);
+        }
+        assert!(
+            (hits / (200.0 * 64.0)).abs() < 0.03,
+            "off by {hits} writes of 12800 chances"
+        );
+    }
+}

@@ -1,0 +1,25 @@
+//! One forecast from a whole history: what the command line asks for, and what a controller asks for
+//! when it first meets a series.
+
+use super::engine::{Forecast, Memory};
+use super::scene::Scene;
+use super::series::Series;
+
+/// Days replayed to learn whom to believe. The longer memory of the gate is three days.
+pub const REPLAY_DAYS: usize = 10;
+
+/// Forecasts the next `horizon` points of a series.
+#[must_use]
+pub fn forecast(series: &Series, horizon: usize) -> Forecast {
+    at(&series.values, series.day(), horizon)
+}
+
+/// Forecasts what follows `values`, with `day` samples in a day.
+#[must_use]
+pub fn at(values: &[f64], day: usize, horizon: usize) -> Forecast {
+    let now = values.len();
+    let scene = Scene::new(values, now, day);
+    let mut memory = Memory::new(horizon);
+    memory.replay(&scene, now, REPLAY_DAYS * day);
+    memory.forecast(&scene, now)
+}

@@ -1,0 +1,71 @@
+//! Who is right lately. Each expert's CRPS is remembered with two half-lives, half a day and three
+//! days; its share of the mixture falls with the fifth power of its loss over the best one's, under
+//! both memories at once. An expert must be good now and have been good to be heard.
+//!
+//! Losses arrive only when outcomes are known, so the gate cannot look ahead.
+
+use super::expert::{self, EXPERTS};
+
+/// Half-lives of the two memories, in samples.
+const HALF_LIVES: [f64; 2] = [144.0, 864.0];
+/// How sharply a worse loss cuts a share.
+const SHARPNESS: i32 = 5;
+/// The share that smoothing always keeps: it is the first to see that the level has changed, before any
+/// loss can say so.
+const SMOOTHING_KEEPS: f64 = 0.1;
+/// Shares below this are silence: they cost time and move nothing.
+const SILENCE: f64 = 0.01;
+
+/// One share for each expert; they sum to one.
+pub type Shares = [f64; EXPERTS];
+
+/// The recent losses of all experts on one kind of question.
+#[derive(Clone, Debug, Default)]
+pub struct Gate {
+    losses: [[f64; EXPERTS]; 2],
+}
+
+impl Gate {
+    /// Lets `samples` of time pass.
+    pub fn age(&mut self, samples: usize) {
+        for (losses, half_life) in self.losses.iter_mut().zip(HALF_LIVES) {
+            let keep = (-(samples as f64) / half_life).exp2();
+            losses.iter_mut().for_each(|loss| *loss *= keep);
+        }
+    }
+
+    /// Takes in what each expert lost on one outcome.
+    pub fn learn(&mut self, losses: &[f64; EXPERTS]) {
+        for memory in &mut self.losses {
+            for (sum, loss) in memory.iter_mut().zip(losses) {
+                *sum += loss;
+            }
+        }
+    }
+
+    /// The mixture to use now. Before the first outcome all experts are equal.
+    pub fn shares(&self) -> Shares {
+        let mut shares = [1.0; EXPERTS];
+        for losses in &self.losses {
+            let best = losses.iter().copied().fold(f64::INFINITY, f64::min);
+            let mean = losses.iter().sum::<f64>() / EXPERTS as f64;
+            // Keeps the ratio defined on a series that everybody foresees exactly.
+            let least = mean * 1e-6 + f64::MIN_POSITIVE;
+            for (share, loss) in shares.iter_mut().zip(losses) {
+                *share *= ((best + least) / (loss + least)).powi(SHARPNESS);
+            }
+        }
+        let total: f64 = shares.iter().sum();
+        shares.iter_mut().for_each(|share| {
+            *share = if *share < SILENCE * total {
+                0.0
+            } else {
+                *share
+            }
+        });
+        let total: f64 = shares.iter().sum();
+        let mut shares = shares.map(|share| share / total * (1.0 - SMOOTHING_KEEPS));
+        shares[expert::SMOOTHING] += SMOOTHING_KEEPS;
+        shares
+    }
+}

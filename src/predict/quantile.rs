@@ -1,0 +1,142 @@
+//! Levels, sample quantiles and the scores that judge them.
+//!
+//! Experts answer with equally weighted samples; the mixture is a weighted pool of them, and only
+//! the pool is cut into quantiles.
+
+/// Number of levels carried inside; the command line prints fewer.
+pub const K: usize = 27;
+
+/// The levels carried for each step. Denser in the tails, because capacity is decided there.
+pub const LEVELS: [f64; K] = [
+    0.005, 0.0125, 0.025, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.475, 0.5, 0.525,
+    0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.975, 0.9875, 0.995,
+];
+
+/// Values at [`LEVELS`], never decreasing.
+pub type Quantiles = [f64; K];
+
+/// The value at `level` of an ascending sample, linear between order statistics.
+pub fn of_sorted(sorted: &[f64], level: f64) -> f64 {
+    let n = sorted.len();
+    let at = (level * n as f64 - 0.5).clamp(0.0, (n - 1) as f64);
+    let low = at as usize;
+    let high = (low + 1).min(n - 1);
+    sorted[low] + (sorted[high] - sorted[low]) * (at - low as f64)
+}
+
+/// Sorts a sample and reads off all levels.
+pub fn of_sample(sample: &mut [f64]) -> Quantiles {
+    sample.sort_unstable_by(f64::total_cmp);
+    std::array::from_fn(|k| of_sorted(sample, LEVELS[k]))
+}
+
+/// The value at any level, linear between [`LEVELS`] and flat beyond them.
+#[must_use]
+pub fn at(quantiles: &Quantiles, level: f64) -> f64 {
+    let above = LEVELS.partition_point(|l| *l < level);
+    if above == 0 || above == K {
+        return quantiles[above.min(K - 1)];
+    }
+    let part = (level - LEVELS[above - 1]) / (LEVELS[above] - LEVELS[above - 1]);
+    quantiles[above - 1] + (quantiles[above] - quantiles[above - 1]) * part
+}
+
+/// The level at which `value` lies, linear between levels. A value that ties with several counts as
+/// above them all.
+pub fn level_of(quantiles: &Quantiles, value: f64) -> f64 {
+    let upto = quantiles.partition_point(|q| *q <= value);
+    if upto == 0 {
+        return 0.0;
+    }
+    if upto == K {
+        return 1.0;
+    }
+    let (below, above) = (quantiles[upto - 1], quantiles[upto]);
+    let part = (value - below) / (above - below);
+    LEVELS[upto - 1] + (LEVELS[upto] - LEVELS[upto - 1]) * part
+}
+
+/// CRPS of an ascending, equally weighted sample, exactly.
+pub fn crps_of_sorted(sorted: &[f64], actual: f64) -> f64 {
+    let n = sorted.len() as f64;
+    let mut sum = 0.0;
+    for (i, value) in sorted.iter().enumerate() {
+        let above = if actual < *value { n } else { 0.0 };
+        sum += (value - actual) * (above - i as f64 - 0.5);
+    }
+    2.0 * sum / (n * n)
+}
+
+/// The share of an ascending sample strictly below `value`, and the share not above it.
+pub fn share_of_sorted(sorted: &[f64], value: f64) -> (f64, f64) {
+    let n = sorted.len() as f64;
+    let below = sorted.partition_point(|v| *v < value);
+    let upto = below + sorted[below..].partition_point(|v| *v <= value);
+    (below as f64 / n, upto as f64 / n)
+}
+
+/// Quantiles of a weighted pool: each entry is a value with its weight. Sorts the pool.
+pub fn of_pool(pool: &mut [(f64, f64)], levels: &[f64], out: &mut [f64]) {
+    pool.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+    let total: f64 = pool.iter().map(|entry| entry.1).sum();
+    let (mut passed, mut at) = (0.0, 0);
+    let mut before = (0.0, pool[0].0);
+    for (value, weight) in pool.iter() {
+        let middle = (passed + weight / 2.0) / total;
+        while at < levels.len() && levels[at] <= middle {
+            let span = middle - before.0;
+            let part = if span > 0.0 {
+                (levels[at] - before.0) / span
+            } else {
+                1.0
+            };
+            out[at] = before.1 + (value - before.1) * part;
+            at += 1;
+        }
+        before = (middle, *value);
+        passed += weight;
+    }
+    out[at..].fill(before.1);
+}
+
+/// Pinball loss of one quantile.
+pub fn pinball(level: f64, quantile: f64, actual: f64) -> f64 {
+    let miss = actual - quantile;
+    if miss >= 0.0 {
+        level * miss
+    } else {
+        (level - 1.0) * miss
+    }
+}
+
+/// CRPS by the trapezoid rule over the levels: twice the integral of the pinball loss.
+pub fn crps(quantiles: &Quantiles, actual: f64) -> f64 {
+    let mut sum = 0.0;
+    for k in 0..K {
+        sum += WEIGHTS[k] * pinball(LEVELS[k], quantiles[k], actual);
+    }
+    2.0 * sum
+}
+
+/// The share of the unit interval that each level stands for.
+pub const WEIGHTS: [f64; K] = trapezoid();
+
+const fn trapezoid() -> [f64; K] {
+    let mut w = [0.0; K];
+    let mut k = 0;
+    while k < K {
+        let below = if k == 0 {
+            0.0
+        } else {
+            (LEVELS[k - 1] + LEVELS[k]) / 2.0
+        };
+        let above = if k + 1 == K {
+            1.0
+        } else {
+            (LEVELS[k + 1] + LEVELS[k]) / 2.0
+        };
+        w[k] = above - below;
+        k += 1;
+    }
+    w
+}

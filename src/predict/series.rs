@@ -1,0 +1,306 @@
+//! From samples as they come to a series on a grid.
+//!
+//! Real histories have gaps, samples a second early, the same stamp twice, an hour repeated when a
+//! clock was set back, counters that restart at zero, NaN. Each is either repaired in a way that
+//! [`Notes`] states, or refused with a typed error.
+//!
+//! | found | what is done |
+//! |---|---|
+//! | stamps off the grid | each sample goes to the nearest point |
+//! | several samples at a point | their mean |
+//! | stamps that go back | sorted first |
+//! | NaN or infinite | as if missing |
+//! | a gap | the last value stays; after more than a week history begins anew |
+//! | a counter that falls | it restarted at zero ([`rates`]) |
+
+use std::fmt;
+
+/// One sample: seconds since 1970, and the value.
+pub type Sample = (i64, f64);
+
+/// A gap longer than this ends what came before it: its habits are not today's.
+const LONGEST_GAP_SECONDS: i64 = 7 * 86_400;
+/// Samples without which nothing can be said.
+pub const LEAST_SAMPLES: usize = 12;
+
+/// A series on an even grid without holes.
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// When the first sample was taken, in seconds since 1970.
+    pub start: i64,
+    /// The grid.
+    pub step_seconds: u32,
+    /// One value for each point.
+    pub values: Vec<f64>,
+    /// What had to be repaired.
+    pub notes: Notes,
+}
+
+/// How many samples had to be repaired, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// Samples that were not finite.
+    pub not_finite: usize,
+    /// Samples whose stamp was before their predecessor's.
+    pub out_of_order: usize,
+    /// Samples that shared their point of the grid.
+    pub duplicates: usize,
+    /// Points filled with the last value.
+    pub filled: usize,
+    /// Samples dropped because a gap of more than a week followed.
+    pub before_gap: usize,
+}
+
+/// Why a history cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SeriesError {
+    /// No samples at all.
+    Empty,
+    /// Samples, and not one of them finite.
+    NothingFinite,
+    /// Fewer points than any forecast needs, after repairs.
+    TooShort {
+        /// Points that remained.
+        have: usize,
+        /// Samples lost to a long gap.
+        before_gap: usize,
+    },
+}
+
+impl fmt::Display for SeriesError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => write!(f, "the history has no samples"),
+            Self::NothingFinite => write!(f, "the history has no finite value"),
+            Self::TooShort {
+                have,
+                before_gap: 0,
+            } => {
+                write!(
+                    f,
+                    "the history has {have} points and {LEAST_SAMPLES} are needed"
+                )
+            }
+            Self::TooShort { have, before_gap } => write!(
+                f,
+                "the history has {have} points after its last gap of more than a week ({before_gap} samples \
+                 before it do not count) and {LEAST_SAMPLES} are needed: check the stamps"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for SeriesError {}
+
+impl Series {
+    /// Lays samples on a grid whose step is their median distance.
+    pub fn from_samples(samples: &[Sample]) -> Result<Self, SeriesError> {
+        if samples.is_empty() {
+            return Err(SeriesError::Empty);
+        }
+        let mut sorted: Vec<Sample> = samples
+            .iter()
+            .copied()
+            .filter(|sample| sample.1.is_finite())
+            .collect();
+        if sorted.is_empty() {
+            return Err(SeriesError::NothingFinite);
+        }
+        let mut notes = Notes {
+            not_finite: samples.len() - sorted.len(),
+            ..Notes::default()
+        };
+        notes.out_of_order = sorted
+            .windows(2)
+            .filter(|pair| pair[1].0 < pair[0].0)
+            .count();
+        sorted.sort_by_key(|sample| sample.0);
+
+        let last_gap = sorted
+            .windows(2)
+            .rposition(|pair| pair[1].0.saturating_sub(pair[0].0) > LONGEST_GAP_SECONDS);
+        notes.before_gap = last_gap.map_or(0, |at| at + 1);
+        let recent = &sorted[notes.before_gap..];
+        let step = median_step(recent).ok_or(SeriesError::TooShort {
+            have: 1,
+            before_gap: notes.before_gap,
+        })?;
+        let start = recent[0].0;
+        let point = |stamp: i64| ((stamp - start + step / 2) / step) as usize;
+        let length = point(recent[recent.len() - 1].0) + 1;
+        if length < LEAST_SAMPLES {
+            return Err(SeriesError::TooShort {
+                have: length,
+                before_gap: notes.before_gap,
+            });
+        }
+
+        let mut sums = vec![(0.0, 0u32); length];
+        for (stamp, value) in recent {
+            let cell = &mut sums[point(*stamp)];
+            cell.0 += value;
+            cell.1 += 1;
+        }
+        let mut last = recent[0].1;
+        let mut values = Vec::with_capacity(length);
+        for (sum, count) in sums {
+            match count {
+                0 => notes.filled += 1,
+                _ => last = sum / f64::from(count),
+            }
+            notes.duplicates += count.saturating_sub(1) as usize;
+            values.push(last);
+        }
+        Ok(Self {
+            start,
+            step_seconds: step as u32,
+            values,
+            notes,
+        })
+    }
+
+    /// Points in a day, at least one.
+    #[must_use]
+    pub fn day(&self) -> usize {
+        (86_400 / self.step_seconds as usize).max(1)
+    }
+}
+
+/// The median distance of neighbours that are not at the same time; none for a single time.
+fn median_step(sorted: &[Sample]) -> Option<i64> {
+    let mut steps: Vec<i64> = sorted
+        .windows(2)
+        .map(|pair| pair[1].0 - pair[0].0)
+        .filter(|step| *step > 0)
+        .collect();
+    if steps.is_empty() {
+        return None;
+    }
+    let middle = steps.len() / 2;
+    Some(*steps.select_nth_unstable(middle).1)
+}
+
+/// A counter's samples as rates a second. A fall means that it restarted at zero; a stamp that does
+/// not advance gives no rate.
+#[must_use]
+pub fn rates(counter: &[Sample]) -> Vec<Sample> {
+    let steps = counter.windows(2).filter(|pair| pair[1].0 > pair[0].0);
+    steps
+        .map(|pair| {
+            let grown = if pair[1].1 >= pair[0].1 {
+                pair[1].1 - pair[0].1
+            } else {
+                pair[1].1
+            };
+            (pair[1].0, grown / (pair[1].0 - pair[0].0) as f64)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steady(count: i64) -> Vec<Sample> {
+        (0..count).map(|i| (1000 + i * 300, i as f64)).collect()
+    }
+
+    #[test]
+    fn a_clean_history_is_taken_as_it_is() {
+        let series = Series::from_samples(&steady(20)).unwrap();
+        assert_eq!(
+            (series.start, series.step_seconds, series.day()),
+            (1000, 300, 288)
+        );
+        assert_eq!(series.values, (0..20).map(f64::from).collect::<Vec<_>>());
+        assert_eq!(series.notes, Notes::default());
+    }
+
+    #[test]
+    fn gaps_duplicates_jitter_and_nan_are_repaired_and_counted() {
+        let mut samples = steady(20);
+        samples[4].0 += 7;
+        samples[6].1 = f64::NAN;
+        samples.remove(10);
+        samples.push((1000 + 3 * 300, 5.0));
+        let series = Series::from_samples(&samples).unwrap();
+        assert_eq!(series.values.len(), 20);
+        assert_eq!(series.values[3], 4.0, "the mean of both");
+        assert_eq!(series.values[6], 5.0, "the last value stays");
+        assert_eq!(series.values[10], 9.0);
+        let expected = Notes {
+            not_finite: 1,
+            out_of_order: 1,
+            duplicates: 1,
+            filled: 2,
+            before_gap: 0,
+        };
+        assert_eq!(series.notes, expected);
+    }
+
+    #[test]
+    fn a_clock_set_back_does_not_lose_or_invent_samples() {
+        let mut samples = steady(40);
+        for sample in &mut samples[20..] {
+            sample.0 -= 3600;
+        }
+        let series = Series::from_samples(&samples).unwrap();
+        assert_eq!(series.values.len(), 28);
+        assert_eq!(
+            (series.notes.out_of_order, series.notes.duplicates),
+            (1, 12)
+        );
+    }
+
+    #[test]
+    fn history_begins_anew_after_a_gap_of_more_than_a_week() {
+        let mut samples = steady(30);
+        for sample in &mut samples[10..] {
+            sample.0 += 8 * 86_400;
+        }
+        let series = Series::from_samples(&samples).unwrap();
+        assert_eq!((series.values.len(), series.notes.before_gap), (20, 10));
+        samples.push((i64::MAX / 2, 1.0));
+        let error = Series::from_samples(&samples).unwrap_err();
+        assert_eq!(
+            error,
+            SeriesError::TooShort {
+                have: 1,
+                before_gap: 30
+            }
+        );
+        assert!(error.to_string().contains("check the stamps"));
+    }
+
+    #[test]
+    fn nothing_usable_is_an_error_that_says_so() {
+        assert_eq!(Series::from_samples(&[]).unwrap_err(), SeriesError::Empty);
+        let nan = vec![(0, f64::NAN); 50];
+        assert_eq!(
+            Series::from_samples(&nan).unwrap_err(),
+            SeriesError::NothingFinite
+        );
+        let same = vec![(7, 1.0); 50];
+        assert_eq!(
+            Series::from_samples(&same).unwrap_err(),
+            SeriesError::TooShort {
+                have: 1,
+                before_gap: 0
+            }
+        );
+        let short = Series::from_samples(&steady(5)).unwrap_err();
+        assert_eq!(
+            short,
+            SeriesError::TooShort {
+                have: 5,
+                before_gap: 0
+            }
+        );
+    }
+
+    #[test]
+    fn a_counter_that_restarts_never_gives_a_negative_rate() {
+        let counter = [(0, 100.0), (10, 200.0), (20, 50.0), (20, 60.0), (30, 150.0)];
+        assert_eq!(rates(&counter), vec![(10, 10.0), (20, 5.0), (30, 9.0)]);
+    }
+}
