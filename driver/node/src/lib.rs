@@ -6,6 +6,7 @@ pub mod config;
 pub mod daemon;
 pub mod datadir;
 pub mod engine;
+pub mod replication;
 pub mod serve;
 pub mod service;
 

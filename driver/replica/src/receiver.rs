@@ -221,7 +221,12 @@ impl<D: Disk, G: Target> Receiver<D, G> {
                 ),
             ));
         }
-        if let Some(owned) = self.target.owned().filter(|owned| *owned >= generation) {
+        if let Some(owned) = self
+            .target
+            .owned()
+            .await?
+            .filter(|owned| *owned >= generation)
+        {
             return Ok(Some(owned));
         }
         self.target.observe(generation).await?;

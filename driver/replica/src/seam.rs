@@ -141,5 +141,5 @@ pub trait Target {
     /// Take the volume in `generation` as of `epoch`, durably; the same call again is no error.
     async fn activate(&self, generation: Generation, epoch: Epoch) -> Result<()>;
     /// The generation in which this node owns the volume, if it does.
-    fn owned(&self) -> Option<Generation>;
+    async fn owned(&self) -> Result<Option<Generation>>;
 }

@@ -141,6 +141,20 @@ impl ImageFile {
         self.unit
     }
 
+    /// The same open image for another user in this process: the lock is shared.
+    pub fn share(&self) -> Result<ImageFile> {
+        let clone = |fd: &OwnedFd| {
+            fd.try_clone()
+                .map_err(|e| Error::io("duplicate a descriptor", e))
+        };
+        Ok(ImageFile {
+            path: self.path.clone(),
+            main: clone(&self.main)?,
+            buffered: self.buffered.as_ref().map(clone).transpose()?,
+            ..*self
+        })
+    }
+
     /// Another descriptor of the same file, for [`crate::sparse`].
     pub fn duplicate(&self) -> Result<File> {
         self.main

@@ -137,6 +137,12 @@ impl Volume {
         self.drop_live(|l| l.name == *name && l.snapshot.epoch() == epoch);
     }
 
+    /// Whatever the replica was being sent, nobody sends it any more: a mover that lost track begins
+    /// with this.
+    pub fn abandon_any(&mut self, name: &CursorName) {
+        self.drop_live(|l| l.name == *name);
+    }
+
     /// The next extent at or after `from`, at most `max` blocks long, that changed since a
     /// checkpoint was made (or that a replica lacks).
     pub fn next_dirty(&self, name: &CursorName, from: Block, max: u64) -> Result<Option<Extent>> {

@@ -20,6 +20,7 @@ use std::any::Any;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use storage::ImageFile;
 use storage::meta::MetaFile;
@@ -66,6 +67,11 @@ impl Mirror {
     /// The next write, zeroing or flush in the gate's order; `None` once the mirror is off.
     pub async fn next(&mut self) -> Option<MirrorItem> {
         self.items.recv().await
+    }
+
+    /// As [`Mirror::next`], for those who share the mirror and must not hold it while they wait.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<MirrorItem>> {
+        self.items.poll_recv(cx)
     }
 
     /// Whom to tell that the replica has an item.

@@ -347,7 +347,7 @@ impl Target for MemTarget {
         self.activations.set(self.activations.get() + 1);
         Ok(())
     }
-    fn owned(&self) -> Option<Generation> {
-        self.owned.get()
+    async fn owned(&self) -> Result<Option<Generation>> {
+        Ok(self.owned.get())
     }
 }

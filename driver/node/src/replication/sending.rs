@@ -1,0 +1,279 @@
+//! The sending mover: one thread that replicates this node's volumes.
+//!
+//! Each replica is a task: connect, catch up, then an increment each interval; after a failure again,
+//! with a growing pause. Orders (cut over, stop) are taken up between increments.
+
+use super::source::{Redirect, ShardSource};
+use super::tcp::{MoverClock, Tcp};
+use crate::engine::VolumeHandle;
+use block::{Epoch, Error, ErrorKind, NodeName, Result, VolumeId};
+use replica::cutover::{self, Plan, Report, Update};
+use replica::{Event, Increment, Seeding, Sender, Tuning};
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use storage::ImageFile;
+use storage::mover::MoverFile;
+use tokio::sync::{mpsc, oneshot};
+use wire::SessionId;
+
+/// How long a connection attempt may take.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// The first pause after a failed session, and the longest.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+const RETRY_AT_MOST: Duration = Duration::from_secs(5);
+/// Orders to the thread, or to one replica, that are not taken up yet, at most.
+const ORDERS_MAX: usize = 16;
+
+/// What a replica has to say.
+#[derive(Clone, Debug)]
+pub enum News {
+    /// A transfer goes on.
+    Event(Event),
+    /// A seeding is complete.
+    Seeded(Seeding),
+    /// An epoch was committed at the replica.
+    Committed(Increment),
+    /// The session failed and will be tried again.
+    Failed(String),
+}
+
+/// A replica to be kept.
+pub struct ReplicaSpec {
+    /// The volume.
+    pub id: VolumeId,
+    /// Its home.
+    pub handle: VolumeHandle,
+    /// Its image.
+    pub image: ImageFile,
+    /// The node that the replica is on.
+    pub replica: NodeName,
+    /// Where that node takes replication.
+    pub address: SocketAddr,
+    /// Time between increments.
+    pub interval: Duration,
+    /// How to go about it.
+    pub tuning: Tuning,
+    /// Told how it goes; must not block.
+    pub news: Arc<dyn Fn(&News) + Send + Sync>,
+    /// Makes the volume forward to the new owner after a cutover.
+    pub redirect: Redirect,
+}
+
+/// Told how a cutover goes; must not block.
+pub type Watch = Box<dyn Fn(&Update) + Send>;
+
+enum Task {
+    /// Cut over to this replica's node.
+    CutOver(Plan, Watch, oneshot::Sender<Result<Report>>),
+    /// Finish a cutover that had relinquished before a restart.
+    RollForward(Plan, Epoch, Watch, oneshot::Sender<Result<()>>),
+    /// Keep the replica no longer.
+    Stop(oneshot::Sender<()>),
+}
+
+/// The sending thread, from outside.
+pub struct Sending {
+    replicas: mpsc::Sender<(Box<ReplicaSpec>, mpsc::Receiver<Task>)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// One replica, from outside.
+#[derive(Clone)]
+pub struct ReplicaHandle(mpsc::Sender<Task>);
+
+fn gone() -> Error {
+    Error::new(ErrorKind::Disconnected, "the sending mover has stopped")
+}
+
+impl Sending {
+    /// Start the thread.
+    pub fn start() -> Result<Sending> {
+        let (replicas, mut added) =
+            mpsc::channel::<(Box<ReplicaSpec>, mpsc::Receiver<Task>)>(ORDERS_MAX);
+        let run = async move {
+            let mut tasks = Vec::new();
+            while let Some((spec, orders)) = added.recv().await {
+                tasks.push(tokio_uring::spawn(keep(*spec, orders)));
+                tasks.retain(|t| !t.is_finished());
+            }
+            for task in tasks {
+                // Each ends when its handles are gone.
+                let _ = task.await;
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("sending".into())
+            .spawn(move || tokio_uring::start(run))
+            .map_err(|e| Error::io("start the sending mover", e))?;
+        Ok(Sending {
+            replicas,
+            thread: Some(thread),
+        })
+    }
+
+    /// Keep a replica from now on.
+    pub async fn add(&self, spec: ReplicaSpec) -> Result<ReplicaHandle> {
+        let (handle, orders) = mpsc::channel(ORDERS_MAX);
+        self.replicas
+            .send((Box::new(spec), orders))
+            .await
+            .map_err(|_| gone())?;
+        Ok(ReplicaHandle(handle))
+    }
+
+    /// End the thread once every [`ReplicaHandle`] is dropped or stopped.
+    pub async fn stop(self) {
+        let Sending { replicas, thread } = self;
+        drop(replicas);
+        if let Some(thread) = thread {
+            let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+            if !matches!(joined, Ok(Ok(()))) {
+                tracing::error!("the sending mover panicked");
+            }
+        }
+    }
+}
+
+impl ReplicaHandle {
+    /// Move the volume to the replica's node. After success the replica is not kept any more.
+    pub async fn cut_over(&self, plan: Plan, watch: Watch) -> Result<Report> {
+        self.ask(|answer| Task::CutOver(plan, watch, answer))
+            .await?
+    }
+
+    /// Finish a cutover of which the volume's record says that it was relinquished as of `epoch`.
+    pub async fn roll_forward(&self, plan: Plan, epoch: Epoch, watch: Watch) -> Result<()> {
+        self.ask(|answer| Task::RollForward(plan, epoch, watch, answer))
+            .await?
+    }
+
+    /// Keep the replica no longer.
+    pub async fn stop(&self) -> Result<()> {
+        self.ask(Task::Stop).await
+    }
+
+    async fn ask<R>(&self, task: impl FnOnce(oneshot::Sender<R>) -> Task) -> Result<R> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(task(answer)).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())
+    }
+}
+
+type ShardSender = Sender<ShardSource, MoverFile, MoverClock>;
+
+/// A replica as its task has it.
+struct Kept {
+    sender: ShardSender,
+    address: SocketAddr,
+    interval: Duration,
+    news: Arc<dyn Fn(&News) + Send + Sync>,
+    sessions: Cell<u64>,
+}
+
+async fn keep(spec: ReplicaSpec, mut orders: mpsc::Receiver<Task>) {
+    let news = Arc::clone(&spec.news);
+    let kept = match Kept::new(spec).await {
+        Ok(kept) => kept,
+        // Without the volume there is nothing to keep; whoever gives orders learns that it ended.
+        Err(e) => return news(&News::Failed(e.to_string())),
+    };
+    let mut wait = RETRY_AFTER;
+    loop {
+        let order = match kept.session(&mut orders, &mut wait).await {
+            Ok(order) => order,
+            Err(e) => {
+                news(&News::Failed(e.to_string()));
+                let order = tokio::time::timeout(wait, orders.recv()).await;
+                wait = (wait * 2).min(RETRY_AT_MOST);
+                let Ok(order) = order else { continue };
+                order
+            }
+        };
+        match order {
+            Some(Task::CutOver(plan, watch, answer)) => {
+                let report = cutover::run(&kept.sender, &plan, || kept.dial(), watch).await;
+                let moved = report.is_ok();
+                let _ = answer.send(report);
+                if moved {
+                    return;
+                }
+            }
+            Some(Task::RollForward(plan, epoch, watch, answer)) => {
+                let dial = || kept.dial();
+                let done = cutover::roll_forward(&kept.sender, &plan, epoch, dial, watch).await;
+                let _ = answer.send(done);
+                return;
+            }
+            Some(Task::Stop(answer)) => {
+                kept.release().await;
+                let _ = answer.send(());
+                return;
+            }
+            None => return kept.release().await,
+        }
+    }
+}
+
+impl Kept {
+    async fn new(spec: ReplicaSpec) -> Result<Kept> {
+        let source = ShardSource::new(spec.handle, spec.replica, spec.redirect).await?;
+        source.observe_guest().await;
+        let news = Arc::clone(&spec.news);
+        let sender = Sender::new(
+            spec.id,
+            source,
+            MoverFile::new(spec.image)?,
+            MoverClock::start(),
+            spec.tuning,
+            move |event| news(&News::Event(*event)),
+        )?;
+        Ok(Kept {
+            sender,
+            address: spec.address,
+            interval: spec.interval,
+            news: spec.news,
+            sessions: Cell::new(0),
+        })
+    }
+
+    async fn dial(&self) -> Result<(Tcp, SessionId)> {
+        let tcp = Tcp::connect(self.address, CONNECT_DEADLINE).await?;
+        // Unique on this connection's two ends is enough: it is there to tell streams apart.
+        let n = self.sessions.get() + 1;
+        self.sessions.set(n);
+        Ok((tcp, SessionId(u64::from(std::process::id()) << 32 | n)))
+    }
+
+    /// One session, to its failure or to the next order.
+    async fn session(
+        &self,
+        orders: &mut mpsc::Receiver<Task>,
+        wait: &mut Duration,
+    ) -> Result<Option<Task>> {
+        let (tcp, id) = self.dial().await?;
+        let work = async |session: &replica::Session<'_, _, _, _, Tcp>| {
+            let (seeding, first) = session.catch_up().await?;
+            *wait = RETRY_AFTER;
+            if let Some(seeding) = seeding {
+                (self.news)(&News::Seeded(seeding));
+            }
+            (self.news)(&News::Committed(first));
+            loop {
+                if let Ok(order) = tokio::time::timeout(self.interval, orders.recv()).await {
+                    return Ok(order);
+                }
+                (self.news)(&News::Committed(session.increment().await?));
+            }
+        };
+        self.sender.connect(tcp, id, work).await
+    }
+
+    async fn release(&self) {
+        if let Err(e) = self.sender.source.release().await {
+            tracing::warn!("give up a replica's snapshot: {e}");
+        }
+    }
+}
