@@ -50,8 +50,10 @@ fn facts(volume: &Volume, name: &CursorName) -> Facts {
     let cursor = volume.cursors().iter().find(|c| c.name == *name);
     let generation = match volume.role() {
         Role::Owner { generation, .. } => generation,
-        // It speaks for the generation that it gave up until its target has taken the next.
-        _ => volume.seen(),
+        // It speaks as the owner that it was: one that has "seen" the target's generation would fence
+        // the target against taking it.
+        Role::Relinquished { generation, .. } => Generation(generation.0.saturating_sub(1)),
+        Role::Standby => volume.seen(),
     };
     Facts {
         generation,

@@ -1,13 +1,13 @@
 //! Two engines in one process, replication between them over loopback, and a guest that writes.
 
-use super::{News, Receiving, ReplicaSpec, Sending, StandbySpec};
+use super::{News, Receiving, ReplicaHandle, ReplicaSpec, Sending, StandbySpec};
 use crate::engine::{Engine, VOLUME_REQUESTS_MAX, VolumeHandle, VolumeSpec};
 use block::{Epoch, Generation, NodeName, VolumeId};
 use replica::cutover::Plan;
-use replica::{State, Tuning};
+use replica::{Seeding, State, Tuning};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 use storage::meta::{MetaFile, SLOT_BYTES};
 use storage::{ImageFile, OpenOptions};
@@ -73,16 +73,23 @@ fn fill(dir: &Path) -> Vec<u8> {
     content
 }
 
-#[test]
-fn a_volume_is_seeded_followed_and_handed_over_between_two_nodes() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (source_engine, target_engine) = (
+/// Two nodes with a volume between them.
+struct Pair {
+    dirs: (tempfile::TempDir, tempfile::TempDir),
+    engines: (Engine, Engine),
+    source: VolumeHandle,
+    image: ImageFile,
+    target: VolumeHandle,
+    receiving: Receiving,
+    sending: Sending,
+    redirected: Arc<Mutex<Option<(NodeName, Generation)>>>,
+    content: Vec<u8>,
+}
+
+impl Pair {
+    async fn new() -> Pair {
+        let dirs = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let engines = (
             Engine::start(1, false).unwrap(),
             Engine::start(1, false).unwrap(),
         );
@@ -90,33 +97,43 @@ fn a_volume_is_seeded_followed_and_handed_over_between_two_nodes() {
             generation: Generation(1),
             since: Epoch(0),
         };
-        let (source, image) = volume(a.path(), &source_engine, owner).await;
+        let (source, image) = volume(dirs.0.path(), &engines.0, owner).await;
         source.opened().await.unwrap();
-        let content = fill(a.path());
-        let (target, copy) = volume(b.path(), &target_engine, Role::Standby).await;
-
+        let content = fill(dirs.0.path());
+        let (target, copy) = volume(dirs.1.path(), &engines.1, Role::Standby).await;
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let receiving = Receiving::start(listener).unwrap();
         let standby = StandbySpec {
             id: ID,
             image: copy,
-            directory: b.path().to_owned(),
+            directory: dirs.1.path().to_owned(),
             handle: target.clone(),
             adopt: None,
         };
         receiving.add(standby).await.unwrap();
+        Pair {
+            dirs,
+            engines,
+            source,
+            image,
+            target,
+            receiving,
+            sending: Sending::start().unwrap(),
+            redirected: Arc::default(),
+            content,
+        }
+    }
 
-        let sending = Sending::start().unwrap();
+    /// Keep the replica from now on.
+    async fn replicate(&self) -> (ReplicaHandle, mpsc::Receiver<News>) {
         let (tell, told) = mpsc::channel();
-        let redirected = Arc::new(std::sync::Mutex::new(None));
-        let seen = redirected.clone();
-        let node: NodeName = "b".parse().unwrap();
+        let seen = self.redirected.clone();
         let spec = ReplicaSpec {
             id: ID,
-            handle: source.clone(),
-            image,
-            replica: node.clone(),
-            address: receiving.address(),
+            handle: self.source.clone(),
+            image: self.image.share().unwrap(),
+            replica: plan().to,
+            address: self.receiving.address(),
             interval: Duration::from_millis(50),
             tuning: Tuning::default(),
             news: Arc::new(move |news| {
@@ -129,34 +146,13 @@ fn a_volume_is_seeded_followed_and_handed_over_between_two_nodes() {
                 redirected
             }),
         };
-        let replica = sending.add(spec).await.unwrap();
-        let told = tokio::task::spawn_blocking(move || {
-            let (mut seeded, mut commits) = (None, 0);
-            while commits < 3 {
-                match told.recv_timeout(Duration::from_secs(30)).unwrap() {
-                    News::Seeded(s) => seeded = Some(s),
-                    News::Committed(_) => commits += 1,
-                    News::Failed(e) => panic!("{e}"),
-                    News::Event(_) => {}
-                }
-            }
-            seeded.unwrap()
-        });
-        let seeded = told.await.unwrap();
-        assert!(
-            seeded.sent > SIZE / 3 && seeded.sent < SIZE / 2,
-            "{seeded:?}"
-        );
+        (self.sending.add(spec).await.unwrap(), told)
+    }
 
-        let plan = Plan {
-            to: node.clone(),
-            next: Generation(2),
-            freeze_budget: Duration::from_secs(1),
-        };
-        let report = replica.cut_over(plan, Box::new(|_| {})).await.unwrap();
-        assert_eq!(report.generation, Generation(2));
-        assert_eq!(*redirected.lock().unwrap(), Some((node, Generation(2))));
-        let role = target.call(|v, _| v.role()).await.unwrap();
+    async fn assert_moved(&self) {
+        let moved = Some((plan().to, Generation(2)));
+        assert_eq!(*self.redirected.lock().unwrap(), moved);
+        let role = self.target.call(|v, _| v.role()).await.unwrap();
         assert!(
             matches!(
                 role,
@@ -167,16 +163,97 @@ fn a_volume_is_seeded_followed_and_handed_over_between_two_nodes() {
             ),
             "{role:?}"
         );
-        let role = source.call(|v, _| v.role()).await.unwrap();
+        let role = self.source.call(|v, _| v.role()).await.unwrap();
         assert!(matches!(role, Role::Relinquished { .. }), "{role:?}");
-        let record = receiving.record(ID).await.unwrap().unwrap();
+        let record = self.receiving.record(ID).await.unwrap().unwrap();
         assert!(matches!(record.state, State::HandedOver { .. }));
-        assert_eq!(std::fs::read(b.path().join("image")).unwrap(), content);
+        let copy = std::fs::read(self.dirs.1.path().join("image")).unwrap();
+        assert!(copy == self.content, "the copies differ");
+    }
 
+    async fn stop(self) {
+        self.sending.stop().await;
+        self.receiving.stop().await;
+        self.engines.0.stop().unwrap();
+        self.engines.1.stop().unwrap();
+    }
+}
+
+fn plan() -> Plan {
+    Plan {
+        to: "b".parse().unwrap(),
+        next: Generation(2),
+        freeze_budget: Duration::from_secs(1),
+    }
+}
+
+fn run(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(test);
+}
+
+/// Wait until the replica was seeded and has had so many epochs.
+async fn follow(told: mpsc::Receiver<News>, commits: usize) -> (Seeding, Epoch) {
+    let wait = tokio::task::spawn_blocking(move || {
+        let (mut seeded, mut epochs) = (None, Vec::new());
+        while epochs.len() < commits {
+            match told.recv_timeout(Duration::from_secs(30)).unwrap() {
+                News::Seeded(s) => seeded = Some(s),
+                News::Committed(i) => epochs.push(i.epoch),
+                News::Failed(e) => panic!("{e}"),
+                News::Event(_) => {}
+            }
+        }
+        (seeded.unwrap(), epochs[commits - 1])
+    });
+    wait.await.unwrap()
+}
+
+#[test]
+fn a_volume_is_seeded_followed_and_handed_over_between_two_nodes() {
+    run(async {
+        let pair = Pair::new().await;
+        let (replica, told) = pair.replicate().await;
+        let (seeded, _) = follow(told, 3).await;
+        assert!(
+            seeded.sent > SIZE / 3 && seeded.sent < SIZE / 2,
+            "{seeded:?}"
+        );
+        let report = replica.cut_over(plan(), Box::new(|_| {})).await.unwrap();
+        assert_eq!(report.generation, Generation(2));
+        pair.assert_moved().await;
         drop(replica);
-        sending.stop().await;
-        receiving.stop().await;
-        source_engine.stop().unwrap();
-        target_engine.stop().unwrap();
+        pair.stop().await;
+    });
+}
+
+/// The source dies after its record says that it has relinquished and before the target took over.
+/// Its volume has by then "seen" the target's generation; a source that introduced itself with that
+/// one made the target refuse it as its own, and nobody owned the volume for ever.
+#[test]
+fn a_source_that_restarts_after_relinquish_hands_the_volume_over() {
+    run(async {
+        let pair = Pair::new().await;
+        let (replica, told) = pair.replicate().await;
+        follow(told, 2).await;
+        replica.stop().await.unwrap();
+        pair.source.freeze().await.unwrap();
+        let cursor = pair.source.call(|v, _| v.cursors()[0].epoch).await.unwrap();
+        pair.source
+            .control(move |v, _| v.relinquish(&plan().to, Generation(2), cursor))
+            .await
+            .unwrap();
+        let (replica, _told) = pair.replicate().await;
+        replica
+            .roll_forward(plan(), cursor, Box::new(|_| {}))
+            .await
+            .unwrap();
+        pair.assert_moved().await;
+        drop(replica);
+        pair.stop().await;
     });
 }
