@@ -6,5 +6,7 @@ pub mod controller;
 pub mod demo;
 pub mod fleet;
 pub mod identity;
+pub mod planner;
 pub mod predict;
+pub mod provision;
 pub mod store;

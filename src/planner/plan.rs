@@ -1,0 +1,480 @@
+//! One planning cycle: every subject against every site, and what to do about it.
+//!
+//! A subject is something that may have to go elsewhere: a node that may run out of capacity or go
+//! into maintenance, with the volumes that would move. For each site the cheapest way to have a
+//! warm copy there is scored: on a node that exists if one passes the filters, else on a new one.
+//! The best score is compared with the triggers; [`Commitments`] make the answer steady.
+
+use super::calendar::{Calendar, EventKind};
+use super::commitment::{Commitment, Commitments};
+use super::place::{Ask, NodeView, Rejection, Reservations, choose};
+use super::policy::{Mode, Policy};
+use super::prices::Prices;
+use super::score::{Move, Score, Urgency, Windows};
+use super::shape::{Need, Recommendation, recommend};
+use super::unit::{Bandwidth, Bytes, Money, Seconds, UnixTime};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// A site that could take copies.
+#[derive(Clone, Debug)]
+pub struct SiteView {
+    /// Its name, as in the price table.
+    pub name: String,
+    /// Round trip from the subjects' sites.
+    pub latency_ms: f64,
+    /// Bandwidth that seeding may use.
+    pub bandwidth: Bandwidth,
+    /// How long a new node takes, from measurement.
+    pub provision: Seconds,
+    /// How many nodes may still be made there.
+    pub quota: u32,
+}
+
+/// Something that may have to go elsewhere.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// Its name: a node.
+    pub name: String,
+    /// Where it is.
+    pub site: String,
+    /// Forecast of its demand's maximum over windows.
+    pub windows: Windows,
+    /// What the demand must not pass.
+    pub capacity: f64,
+    /// The volumes that would move.
+    pub moving: Vec<Ask>,
+    /// What they need where they go.
+    pub need: Need,
+    /// Sites that have copies of all of them, and how far behind these are.
+    pub copies: BTreeMap<String, Bytes>,
+    /// Since when its demand has been observed well below capacity with nothing of it elsewhere;
+    /// `None` while it is not so.
+    pub idle_since: Option<UnixTime>,
+}
+
+/// Everything that a cycle looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// The time of the cycle.
+    pub now: UnixTime,
+    /// What may have to move.
+    pub subjects: &'a [Subject],
+    /// Where it could go.
+    pub sites: &'a [SiteView],
+    /// Nodes that exist.
+    pub nodes: &'a [NodeView],
+    /// Known events.
+    pub calendar: &'a Calendar,
+    /// What things cost.
+    pub prices: &'a Prices,
+    /// What the operator wants.
+    pub policy: &'a Policy,
+}
+
+/// Why something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trigger {
+    /// The score pays.
+    Score,
+    /// Predicted utilisation passes its limit.
+    Utilisation,
+    /// An announced event comes.
+    Event,
+}
+
+/// How a site would have its copy.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// The site has it already.
+    Warm,
+    /// On these nodes, one for each volume.
+    Existing(Vec<String>),
+    /// On a new node of this shape.
+    New(Box<Recommendation>),
+}
+
+/// A site as seen for one subject.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outlook {
+    /// It can be done so, at this score.
+    Possible {
+        /// How.
+        way: Way,
+        /// What it is worth.
+        score: Score,
+    },
+    /// It cannot be done.
+    Filtered {
+        /// Why, in a sentence.
+        why: String,
+    },
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Action {
+    /// Make a node, then seed.
+    Provision,
+    /// Seed a node that exists.
+    Seed,
+    /// Go on keeping the copy.
+    Keep,
+    /// The copy was idle long enough: give it up.
+    Release,
+    /// Nothing.
+    Nothing,
+    /// It should be done and cannot: no site passes the filters.
+    Stuck,
+}
+
+/// What the cycle says about one subject.
+#[derive(Clone, Debug, Serialize)]
+pub struct Decision {
+    /// The subject.
+    pub subject: String,
+    /// What to do.
+    pub action: Action,
+    /// Where.
+    pub site: Option<String>,
+    /// Why.
+    pub triggers: Vec<Trigger>,
+    /// Every site, by name.
+    pub sites: BTreeMap<String, Outlook>,
+    /// The score's sum, or why there is none.
+    pub line: String,
+}
+
+/// A cycle's result.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// When.
+    pub at: UnixTime,
+    /// By which prices.
+    pub prices: String,
+    /// In which currency.
+    pub currency: String,
+    /// How far it goes.
+    pub mode: Mode,
+    /// One for each subject.
+    pub decisions: Vec<Decision>,
+}
+
+impl Plan {
+    /// The decisions that are to be carried out now: none unless the mode is auto.
+    pub fn to_carry_out(&self) -> impl Iterator<Item = &Decision> {
+        self.decisions.iter().filter(|d| {
+            self.mode == Mode::Auto
+                && matches!(d.action, Action::Provision | Action::Seed | Action::Release)
+        })
+    }
+}
+
+/// Plan. The commitments are those of the last cycle and become those of this one.
+pub fn plan(input: &Input<'_>, commitments: &mut Commitments) -> Plan {
+    let mut cycle = Cycle {
+        input,
+        taken: Reservations::default(),
+        quota: input
+            .sites
+            .iter()
+            .map(|s| (s.name.clone(), s.quota))
+            .collect(),
+    };
+    cycle.reserve_promised(commitments);
+    let decisions = input
+        .subjects
+        .iter()
+        .map(|s| cycle.decide(s, commitments))
+        .collect();
+    Plan {
+        at: input.now,
+        prices: input.prices.version.clone(),
+        currency: input.prices.currency.clone(),
+        mode: input.policy.mode,
+        decisions,
+    }
+}
+
+struct Cycle<'a> {
+    input: &'a Input<'a>,
+    taken: Reservations,
+    quota: BTreeMap<String, u32>,
+}
+
+impl Cycle<'_> {
+    /// What earlier cycles promised and nodes do not report yet still takes its room.
+    fn reserve_promised(&mut self, commitments: &Commitments) {
+        for subject in self.input.subjects {
+            let Some(c) = commitments.get(&subject.name) else {
+                continue;
+            };
+            if subject.copies.contains_key(&c.site) {
+                continue; // it is there: what the node reports as free knows of it
+            }
+            for (ask, name) in subject.moving.iter().zip(&c.nodes) {
+                if let Some(node) = self.input.nodes.iter().find(|n| n.name == *name) {
+                    self.taken.reserve(node, ask);
+                }
+            }
+            if c.nodes.is_empty() {
+                let left = self.quota.entry(c.site.clone()).or_default();
+                *left = left.saturating_sub(1);
+            }
+        }
+    }
+
+    fn decide(&mut self, subject: &Subject, commitments: &mut Commitments) -> Decision {
+        let policy = self.input.policy;
+        let outlooks: BTreeMap<String, Outlook> = self
+            .input
+            .sites
+            .iter()
+            .filter(|s| s.name != subject.site)
+            .map(|s| (s.name.clone(), self.outlook(subject, s)))
+            .collect();
+        let committed = commitments.get(&subject.name).cloned();
+        // an open site is kept unless it became impossible: switching costs a second baseline
+        let best = committed
+            .as_ref()
+            .and_then(|c| possible(&outlooks, &c.site))
+            .or_else(|| best_of(&outlooks));
+        let floor = committed
+            .as_ref()
+            .map_or(policy.open_score, |_| policy.close_score);
+        let triggers = self.triggers(subject, best.map(|b| b.2), floor);
+
+        let (action, site) = match (&committed, best) {
+            (Some(c), Some((site, _, _))) if c.site == site => {
+                if triggers.is_empty() && c.may_go(subject.idle_since, self.input.now, policy) {
+                    commitments.release(&subject.name);
+                    (Action::Release, Some(site.to_owned()))
+                } else {
+                    (Action::Keep, Some(site.to_owned()))
+                }
+            }
+            (_, Some((site, way, _))) if !triggers.is_empty() => {
+                let action = match way {
+                    Way::New(_) => Action::Provision,
+                    Way::Existing(_) => Action::Seed,
+                    Way::Warm => Action::Keep,
+                };
+                if policy.mode != Mode::ForecastOnly {
+                    self.commit(subject, site, way, commitments);
+                }
+                (action, Some(site.to_owned()))
+            }
+            (_, None) if !triggers.is_empty() => (Action::Stuck, None),
+            _ => (Action::Nothing, None),
+        };
+        let line = match best {
+            Some((site, _, score)) => format!("{site}: {}", score.line()),
+            None => no_site(&outlooks),
+        };
+        Decision {
+            subject: subject.name.clone(),
+            action,
+            site,
+            triggers,
+            sites: outlooks,
+            line,
+        }
+    }
+
+    fn commit(&mut self, subject: &Subject, site: &str, way: &Way, to: &mut Commitments) {
+        let nodes = match way {
+            Way::Existing(nodes) => nodes.clone(),
+            Way::New(_) => {
+                let left = self.quota.entry(site.to_owned()).or_default();
+                *left = left.saturating_sub(1);
+                Vec::new()
+            }
+            Way::Warm => Vec::new(),
+        };
+        for (ask, name) in subject.moving.iter().zip(&nodes) {
+            if let Some(node) = self.input.nodes.iter().find(|n| n.name == *name) {
+                self.taken.reserve(node, ask);
+            }
+        }
+        to.open(
+            &subject.name,
+            Commitment {
+                site: site.to_owned(),
+                nodes,
+                since: self.input.now,
+            },
+        );
+    }
+
+    /// A site for a subject: filtered, or the cheapest way with its score.
+    fn outlook(&self, subject: &Subject, site: &SiteView) -> Outlook {
+        let input = self.input;
+        let prices = match input.prices.site(&site.name) {
+            Ok(prices) => prices,
+            Err(e) => return Outlook::Filtered { why: e.to_string() },
+        };
+        if site.latency_ms > input.policy.latency_ms_limit {
+            return filtered(format!(
+                "{:.1} ms away, the limit is {:.1}",
+                site.latency_ms, input.policy.latency_ms_limit
+            ));
+        }
+        let whole: Bytes = subject.moving.iter().map(|a| a.bytes).sum();
+        let hold = input.policy.hold();
+        let behind = subject.copies.get(&site.name).copied();
+        let mut it = Move {
+            provision: Seconds(0),
+            bytes: behind.unwrap_or(whole),
+            bandwidth: site.bandwidth,
+            node: Money(0.0),
+            storage: prices.storage(whole, hold),
+            egress: prices.egress(behind.unwrap_or(whole)),
+        };
+        let way = if behind.is_some() {
+            Way::Warm
+        } else {
+            match self.on_existing(subject, &site.name) {
+                Ok(nodes) => Way::Existing(nodes),
+                Err(_) if self.quota.get(&site.name).copied().unwrap_or(0) == 0 => {
+                    return filtered(
+                        "no node there has room, and the quota for new ones is used up".into(),
+                    );
+                }
+                Err(_) => match recommend(&subject.need, prices, input.policy.shape_quantile) {
+                    Some(r) => {
+                        it.provision = site.provision;
+                        it.node = r.shape.price(hold);
+                        Way::New(Box::new(r))
+                    }
+                    None => return filtered("sells no node that is large enough".into()),
+                },
+            }
+        };
+        let lead = it.provision + it.bandwidth.time_for(it.bytes);
+        if lead.0 == u64::MAX {
+            return filtered("no bandwidth to it".into());
+        }
+        if self.touched(&site.name, lead + hold) {
+            return filtered("goes into maintenance itself while the copy would be kept".into());
+        }
+        let (events, load) = self.events(subject, lead + input.policy.cycle());
+        let urgency = Urgency {
+            windows: &subject.windows,
+            capacity: subject.capacity / load,
+            events: &events,
+            value_of_second: input.policy.value(),
+        };
+        Outlook::Possible {
+            way,
+            score: Score::of(&it, &urgency, input.policy.cycle()),
+        }
+    }
+
+    fn on_existing(&self, subject: &Subject, site: &str) -> Result<Vec<String>, Vec<Rejection>> {
+        let nodes: Vec<NodeView> = self
+            .input
+            .nodes
+            .iter()
+            .filter(|n| n.site == site)
+            .cloned()
+            .collect();
+        let mut taken = self.taken.clone();
+        let limits = self.input.policy.limits();
+        subject
+            .moving
+            .iter()
+            .map(|ask| choose(ask, &nodes, &limits, &mut taken).map(|c| c.node))
+            .collect()
+    }
+
+    /// Maintenance ahead of a subject, and what spikes within `horizon` multiply its demand with. A
+    /// spike counts in full whatever its probability: too much room is the cheaper mistake.
+    fn events(&self, subject: &Subject, horizon: Seconds) -> (Vec<(Seconds, f64)>, f64) {
+        let now = self.input.now;
+        let mut ahead = Vec::new();
+        let mut load = 1.0f64;
+        for o in self.input.calendar.between(now, now.after(horizon)) {
+            if !o.event.touches(&subject.name, &subject.site) {
+                continue;
+            }
+            match o.event.kind {
+                EventKind::Maintenance => ahead.push((o.start.since(now), o.event.probability)),
+                EventKind::Spike => load = load.max(o.event.load),
+            }
+        }
+        (ahead, load)
+    }
+
+    /// Whether maintenance of a whole site falls within `horizon`.
+    fn touched(&self, site: &str, horizon: Seconds) -> bool {
+        let now = self.input.now;
+        (self.input.calendar.between(now, now.after(horizon)).iter()).any(|o| {
+            o.event.kind == EventKind::Maintenance && o.event.site.as_deref() == Some(site)
+        })
+    }
+
+    fn triggers(&self, subject: &Subject, best: Option<&Score>, floor: f64) -> Vec<Trigger> {
+        let policy = self.input.policy;
+        let lead = best.map_or(Seconds(0), |s| s.lead);
+        let horizon = lead + policy.cycle();
+        let mut triggers = Vec::new();
+        if best.is_some_and(|s| s.total.0 >= floor && s.p > 0.0) {
+            triggers.push(Trigger::Score);
+        }
+        let (_, load) = self.events(subject, horizon);
+        let limit = subject.capacity * policy.utilisation_limit / load;
+        if (subject.windows.over(horizon))
+            .is_some_and(|max| max.exceed(limit) > policy.utilisation_probability)
+        {
+            triggers.push(Trigger::Utilisation);
+        }
+        let (ahead, _) = self.events(subject, horizon + Seconds(policy.event_margin_seconds));
+        if !ahead.is_empty() {
+            triggers.push(Trigger::Event);
+        }
+        triggers
+    }
+}
+
+fn filtered(why: String) -> Outlook {
+    Outlook::Filtered { why }
+}
+
+type Best<'a> = Option<(&'a str, &'a Way, &'a Score)>;
+
+fn possible<'a>(outlooks: &'a BTreeMap<String, Outlook>, site: &str) -> Best<'a> {
+    match outlooks.get_key_value(site) {
+        Some((site, Outlook::Possible { way, score })) => Some((site, way, score)),
+        _ => None,
+    }
+}
+
+fn best_of(outlooks: &BTreeMap<String, Outlook>) -> Best<'_> {
+    outlooks
+        .keys()
+        .filter_map(|site| possible(outlooks, site))
+        .reduce(|a, b| if b.2.total.0 > a.2.total.0 { b } else { a })
+}
+
+fn no_site(outlooks: &BTreeMap<String, Outlook>) -> String {
+    let reasons: Vec<String> = outlooks
+        .iter()
+        .filter_map(|(site, o)| match o {
+            Outlook::Filtered { why } => Some(format!("{site} {why}")),
+            Outlook::Possible { .. } => None,
+        })
+        .collect();
+    if reasons.is_empty() {
+        "no other site is known".into()
+    } else {
+        format!("no site: {}", reasons.join("; "))
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,0 +1,185 @@
+//! What is replayed: VMs, their homes, sites, prices, events.
+
+use super::super::{
+    Bytes, Calendar, Distribution, EventKind, Money, Need, Prices, Seconds, SiteView, UnixTime,
+    recommend,
+};
+use std::collections::BTreeSet;
+
+/// A VM's past, one value a step.
+#[derive(Clone, Debug)]
+pub struct Vm {
+    /// Its name.
+    pub name: String,
+    /// Where it is at home: an index into [`World::nodes`].
+    pub home: usize,
+    /// CPU demand.
+    pub cpu: Vec<f64>,
+    /// Bytes written a second.
+    pub writes: Vec<f64>,
+    /// CPUs that it needs on another node.
+    pub cpus: f64,
+    /// Memory in GiB.
+    pub memory_gib: f64,
+    /// Size of its disk.
+    pub disk: Bytes,
+}
+
+/// A node at home. It is paid for whatever happens, so it stands in no cost here.
+#[derive(Clone, Debug)]
+pub struct HomeNode {
+    /// Its name, as the calendar has it.
+    pub name: String,
+    /// CPU demand that it bears.
+    pub capacity: f64,
+}
+
+/// Weeks to replay.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// The time of the first value.
+    pub start: UnixTime,
+    /// Between two values.
+    pub step: Seconds,
+    /// Steps that are history only: nothing is counted before.
+    pub warm_up: usize,
+    /// Steps in all.
+    pub steps: usize,
+    /// The VMs.
+    pub vms: Vec<Vm>,
+    /// Their homes.
+    pub nodes: Vec<HomeNode>,
+    /// Sites to go to.
+    pub sites: Vec<SiteView>,
+    /// What they cost; every site above is in it.
+    pub prices: Prices,
+    /// Events that everybody knows.
+    pub calendar: Calendar,
+    /// Events that only the oracle knows.
+    pub surprises: Calendar,
+}
+
+impl World {
+    /// The time of a step.
+    #[must_use]
+    pub fn at(&self, step: usize) -> UnixTime {
+        self.start.after(Seconds(step as u64 * self.step.0))
+    }
+
+    /// The VMs whose home a node is.
+    pub fn at_home(&self, node: usize) -> impl Iterator<Item = usize> + '_ {
+        (0..self.vms.len()).filter(move |v| self.vms[*v].home == node)
+    }
+
+    /// The demand of a node's VMs, wherever they are.
+    #[must_use]
+    pub fn demand(&self, node: usize) -> Vec<f64> {
+        (0..self.steps)
+            .map(|t| self.at_home(node).map(|v| self.vms[v].cpu[t]).sum())
+            .collect()
+    }
+
+    /// Whether a node is in maintenance at a step, announced or not.
+    #[must_use]
+    pub fn closed(&self, node: usize, step: usize) -> bool {
+        let now = self.at(step);
+        let name = &self.nodes[node].name;
+        [&self.calendar, &self.surprises].iter().any(|c| {
+            c.between(now, now.after(Seconds(1)))
+                .iter()
+                .any(|o| o.event.kind == EventKind::Maintenance && o.event.touches(name, "home"))
+        })
+    }
+
+    /// What these VMs need together. Disks and memory have sizes; CPUs too, as a VM's own limit.
+    #[must_use]
+    pub fn need(&self, vms: &BTreeSet<usize>) -> Need {
+        let sum = |f: &dyn Fn(&Vm) -> f64| vms.iter().map(|v| f(&self.vms[*v])).sum::<f64>();
+        Need {
+            cpus: Distribution::certain(sum(&|v| v.cpus)),
+            memory_gib: Distribution::certain(sum(&|v| v.memory_gib)),
+            storage: vms.iter().map(|v| self.vms[*v].disk).sum(),
+        }
+    }
+
+    /// The price of an hour of a node for these VMs at a site: the shape that holds them all, or as
+    /// many of the largest as are needed.
+    #[must_use]
+    pub fn node_hour(&self, site: usize, vms: &BTreeSet<usize>) -> Money {
+        let Ok(prices) = self.prices.site(&self.sites[site].name) else {
+            return Money(0.0);
+        };
+        let need = self.need(vms);
+        if let Some(r) = recommend(&need, prices, 1.0) {
+            return Money(r.shape.hour);
+        }
+        let Some(largest) = prices
+            .shapes
+            .iter()
+            .max_by(|a, b| a.cpus.total_cmp(&b.cpus))
+        else {
+            return Money(0.0);
+        };
+        let times = [
+            need.cpus.quantile(1.0) / largest.cpus,
+            need.memory_gib.quantile(1.0) / largest.memory_gib,
+            need.storage.gib() / largest.storage_gib,
+        ];
+        Money(largest.hour * times.into_iter().fold(1.0, f64::max).ceil())
+    }
+
+    /// The site where these VMs' node is cheapest: where one goes without a better reason.
+    #[must_use]
+    pub fn cheapest_site(&self, vms: &BTreeSet<usize>) -> usize {
+        (0..self.sites.len())
+            .min_by(|a, b| {
+                self.node_hour(*a, vms)
+                    .0
+                    .total_cmp(&self.node_hour(*b, vms).0)
+            })
+            .unwrap_or(0)
+    }
+
+    /// Bytes that a VM writes in a step, at most its whole disk.
+    #[must_use]
+    pub fn dirtied(&self, vm: usize, step: usize) -> f64 {
+        let vm = &self.vms[vm];
+        (vm.writes[step] * self.step.0 as f64).min(vm.disk.0 as f64)
+    }
+
+    /// Which VMs leave so that `at_home` fits into the capacity: of those preferred, then of the
+    /// others, the smallest disk whose CPU suffices, or else the busiest and on.
+    #[must_use]
+    pub fn shed(
+        &self,
+        node: usize,
+        step: usize,
+        mut at_home: BTreeSet<usize>,
+        preferred: &BTreeSet<usize>,
+    ) -> Vec<usize> {
+        let mut leaving = Vec::new();
+        loop {
+            let demand: f64 = at_home.iter().map(|v| self.vms[*v].cpu[step]).sum();
+            let excess = demand - self.nodes[node].capacity;
+            if excess <= 0.0 || at_home.is_empty() {
+                return leaving;
+            }
+            let cpu = |v: &usize| self.vms[*v].cpu[step];
+            // a VM that is nearly idle relieves nobody, however warm its copy is
+            let useful = |v: &&usize| cpu(v) > 0.1 * excess;
+            let pool: Vec<usize> = match at_home.intersection(preferred).filter(useful).count() {
+                0 => at_home.iter().copied().collect(),
+                _ => at_home.intersection(preferred).copied().collect(),
+            };
+            let enough = pool.iter().filter(|v| cpu(v) >= excess);
+            let next = enough
+                .min_by_key(|v| self.vms[**v].disk)
+                .or_else(|| pool.iter().max_by(|a, b| cpu(a).total_cmp(&cpu(b))));
+            let Some(&next) = next else {
+                return leaving;
+            };
+            at_home.remove(&next);
+            leaving.push(next);
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The provisioning score of a site: what a warm copy there is worth, less what it costs.
+//!
+//! ```text
+//! lead  = time to have a node there + baseline bytes / bandwidth
+//! P     = 1 − (1 − P(window maximum over the lead passes capacity)) × Π(1 − P(event within it))
+//! score = P × value of a second × seconds saved − node × hold − storage × hold − egress
+//! ```
+//!
+//! The seconds saved are the lead itself: with a warm copy the move takes a cutover, without one it
+//! takes all of it. Every term stays visible, and [`Score::line`] prints the sum so that a person
+//! can check it.
+
+use super::distribution::Distribution;
+use super::unit::{Bandwidth, Bytes, Money, Seconds};
+use serde::Serialize;
+use std::fmt::Write as _;
+
+/// Forecasts of one quantity's maximum over windows of growing length.
+#[derive(Clone, Debug, Default)]
+pub struct Windows(Vec<(Seconds, Distribution)>);
+
+impl Windows {
+    /// From forecasts in any order.
+    #[must_use]
+    pub fn new(mut windows: Vec<(Seconds, Distribution)>) -> Windows {
+        windows.sort_by_key(|w| w.0);
+        Windows(windows)
+    }
+
+    /// The maximum over at least `lead`: the shortest window that covers it, else the longest there
+    /// is. `None` without any forecast.
+    #[must_use]
+    pub fn over(&self, lead: Seconds) -> Option<&Distribution> {
+        let covering = self.0.partition_point(|w| w.0 < lead);
+        self.0.get(covering).or(self.0.last()).map(|w| &w.1)
+    }
+}
+
+/// What a move to a site takes and costs, before any probability.
+#[derive(Clone, Copy, Debug)]
+pub struct Move {
+    /// Time until a node is there; zero for one that is.
+    pub provision: Seconds,
+    /// Bytes that the site lacks: whole baselines, or what an old copy is behind.
+    pub bytes: Bytes,
+    /// How fast they go.
+    pub bandwidth: Bandwidth,
+    /// Price of the node for the hold; zero for one that is there anyway.
+    pub node: Money,
+    /// Price of storage for the hold.
+    pub storage: Money,
+    /// Price of sending the bytes.
+    pub egress: Money,
+}
+
+/// How much a move is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Urgency<'a> {
+    /// Forecast of the maximum over windows.
+    pub windows: &'a Windows,
+    /// What the maximum must not pass.
+    pub capacity: f64,
+    /// Events ahead: how soon they begin and how likely they are.
+    pub events: &'a [(Seconds, f64)],
+    /// What a second without a warm copy costs.
+    pub value_of_second: Money,
+}
+
+/// A score with every term.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Score {
+    /// Provision time and transfer time.
+    pub lead: Seconds,
+    /// Probability that the window maximum passes capacity within the lead.
+    pub p_load: f64,
+    /// Probability that an event begins within it.
+    pub p_event: f64,
+    /// Probability that either happens.
+    pub p: f64,
+    /// Value of a second saved.
+    pub value_of_second: Money,
+    /// Price of the node over the hold.
+    pub node: Money,
+    /// Price of the storage over the hold.
+    pub storage: Money,
+    /// Price of the transfer.
+    pub egress: Money,
+    /// What the probabilities and the lead are worth.
+    pub gain: Money,
+    /// Gain less every cost.
+    pub total: Money,
+}
+
+impl Score {
+    /// Score a move. `slack` is the time until the planner looks again: what falls within it cannot
+    /// be answered later. Without a forecast only events count.
+    #[must_use]
+    pub fn of(it: &Move, urgency: &Urgency<'_>, slack: Seconds) -> Score {
+        let lead = it.provision + it.bandwidth.time_for(it.bytes);
+        let horizon = lead + slack;
+        let p_load = urgency
+            .windows
+            .over(horizon)
+            .map_or(0.0, |max| max.exceed(urgency.capacity));
+        let none: f64 = urgency
+            .events
+            .iter()
+            .filter(|(begins, _)| *begins <= horizon)
+            .map(|(_, p)| 1.0 - p.clamp(0.0, 1.0))
+            .product();
+        let p_event = 1.0 - none;
+        let p = 1.0 - (1.0 - p_load) * none;
+        let gain = Money(p * urgency.value_of_second.0 * lead.0 as f64);
+        Score {
+            lead,
+            p_load,
+            p_event,
+            p,
+            value_of_second: urgency.value_of_second,
+            node: it.node,
+            storage: it.storage,
+            egress: it.egress,
+            gain,
+            total: Money(gain.0 - it.node.0 - it.storage.0 - it.egress.0),
+        }
+    }
+
+    /// The costs together.
+    #[must_use]
+    pub fn cost(&self) -> Money {
+        Money(self.node.0 + self.storage.0 + self.egress.0)
+    }
+
+    /// The sum as one line.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let mut line = format!(
+            "P {:.3} (load {:.3}, event {:.3}) x {} s saved x {:.4}/s = {:.4}",
+            self.p, self.p_load, self.p_event, self.lead.0, self.value_of_second.0, self.gain.0,
+        );
+        for (cost, name) in [
+            (self.node, "node"),
+            (self.storage, "storage"),
+            (self.egress, "egress"),
+        ] {
+            // writing to a String cannot fail
+            let _ = write!(line, " - {name} {:.4}", cost.0);
+        }
+        let _ = write!(line, " = {:.4}", self.total.0);
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn windows(p_over_90: f64) -> Windows {
+        let max = Distribution::new([(0.0, 0.0), (1.0 - p_over_90, 90.0), (1.0, 200.0)]).unwrap();
+        Windows::new(vec![(Seconds(3600), max)])
+    }
+
+    fn a_move() -> Move {
+        Move {
+            provision: Seconds(100),
+            bytes: Bytes(1_000_000),
+            bandwidth: Bandwidth(10_000),
+            node: Money(0.5),
+            storage: Money(0.1),
+            egress: Money(0.4),
+        }
+    }
+
+    #[test]
+    fn the_terms_add_up_as_by_hand() {
+        let w = windows(0.2);
+        let urgency = Urgency {
+            windows: &w,
+            capacity: 90.0,
+            events: &[(Seconds(150), 0.5), (Seconds(10_000), 1.0)],
+            value_of_second: Money(0.05),
+        };
+        let s = Score::of(&a_move(), &urgency, Seconds(300));
+        assert_eq!(s.lead, Seconds(200)); // 100 s for the node, 1 MB at 10 kB/s
+        assert!((s.p_load - 0.2).abs() < 1e-9);
+        assert!((s.p_event - 0.5).abs() < 1e-9); // the second event is beyond lead and slack
+        assert!((s.p - 0.6).abs() < 1e-9); // 1 - 0.8 x 0.5
+        assert!((s.total.0 - (0.6 * 200.0 * 0.05 - 1.0)).abs() < 1e-9);
+        assert_eq!(
+            s.line(),
+            "P 0.600 (load 0.200, event 0.500) x 200 s saved x 0.0500/s = 6.0000 \
+             - node 0.5000 - storage 0.1000 - egress 0.4000 = 5.0000"
+        );
+    }
+
+    #[test]
+    fn without_a_forecast_events_still_count() {
+        let urgency = Urgency {
+            windows: &Windows::default(),
+            capacity: 90.0,
+            events: &[(Seconds(0), 1.0)],
+            value_of_second: Money(0.05),
+        };
+        let s = Score::of(&a_move(), &urgency, Seconds(300));
+        assert_eq!((s.p_load, s.p), (0.0, 1.0));
+    }
+
+    #[test]
+    fn the_shortest_window_that_covers_the_lead_is_asked() {
+        let w = Windows::new(vec![
+            (Seconds(60), Distribution::certain(1.0)),
+            (Seconds(600), Distribution::certain(2.0)),
+        ]);
+        let max = |s| w.over(Seconds(s)).unwrap().quantile(0.5);
+        assert_eq!((max(60), max(61), max(9_999)), (1.0, 2.0, 2.0));
+    }
+
+    proptest! {
+        #[test]
+        fn more_urgent_never_scores_less_and_dearer_never_more(
+            p in 0.01f64..0.9, more in 0.0f64..0.09, price in 0.0f64..10.0, extra in 0.0f64..10.0,
+            event in prop::option::of((0u64..1000, 0.0f64..=1.0)),
+        ) {
+            let events: Vec<_> = event.into_iter().map(|(s, p)| (Seconds(s), p)).collect();
+            let score = |p, price| {
+                let w = windows(p);
+                let it = Move { node: Money(price), ..a_move() };
+                let u = Urgency { windows: &w, capacity: 90.0, events: &events,
+                                  value_of_second: Money(0.05) };
+                Score::of(&it, &u, Seconds(300))
+            };
+            let base = score(p, price);
+            prop_assert!(score(p + more, price).total.0 >= base.total.0 - 1e-9);
+            prop_assert!(score(p, price + extra).total.0 <= base.total.0 + 1e-9);
+            prop_assert!((0.0..=1.0).contains(&base.p));
+            prop_assert!(base.p >= base.p_load.max(base.p_event) - 1e-9);
+            prop_assert!((base.gain.0 - base.cost().0 - base.total.0).abs() < 1e-9);
+        }
+    }
+}
