@@ -123,7 +123,7 @@ proptest! {
             }
         }
         for n in &nodes {
-            prop_assert!(taken.on(&n.name).0 <= n.free.0.saturating_sub(100).max(0));
+            prop_assert!(taken.on(&n.name).0 <= n.free.0.saturating_sub(100));
         }
     }
 }

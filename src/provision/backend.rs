@@ -99,7 +99,6 @@ impl<S: Store> Backend<S> {
     }
 
     /// The routes, to be served on a loopback address.
-    #[must_use]
     pub fn router(self) -> Router {
         Router::new()
             .route("/state/{site}", any(serve::<S>))

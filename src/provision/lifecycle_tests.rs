@@ -313,8 +313,7 @@ async fn a_token_is_good_for_one_identity() {
 #[tokio::test]
 async fn what_fails_for_good_is_undone_and_its_site_quarantined() {
     let mut fleet = Fleet::new();
-    let fail = |class| Some(Failed::new(class, "no more of these"));
-    *fleet.outside.trouble.lock().unwrap() = fail(Class::Quota);
+    *fleet.outside.trouble.lock().unwrap() = Some(Failed::new(Class::Quota, "no more of these"));
     fleet.finish(&grow("1", "a"), Some(&spec())).await.unwrap();
     let c = fleet.controller().await.unwrap();
     let op = c.operations().await.unwrap().remove(0);

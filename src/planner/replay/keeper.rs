@@ -249,7 +249,7 @@ impl<F: Forecaster> Keeper for Forerun<F> {
     fn wanted(&mut self, view: &View<'_>) -> BTreeSet<(usize, usize)> {
         let world = view.world;
         let every = (self.policy.cycle_seconds / world.step.0).max(1) as usize;
-        if view.step % every != 0 {
+        if !view.step.is_multiple_of(every) {
             return self.wanted.clone();
         }
         let mut subjects = Vec::new();

@@ -47,8 +47,9 @@ pub struct Tally {
     pub churn: usize,
     /// Copies begun and given up unused.
     pub copies_unused: usize,
+    /// Who left when.
     #[serde(skip)]
-    pub(crate) departures: Vec<Departure>,
+    pub departures: Vec<Departure>,
 }
 
 /// A copy of a VM's disk at a site.
