@@ -24,7 +24,9 @@ pub use calendar::{Calendar, Event, EventKind, Occurrence};
 pub use commitment::{Bin, Commitment, Commitments, Outcome, Review};
 pub use distribution::Distribution;
 pub use place::{Ask, Choice, Limits, NodeView, Rejection, Reservations, Terms, choose};
-pub use plan::{Action, Decision, Input, Outlook, Plan, SiteView, Subject, Trigger, Way, plan};
+pub use plan::{
+    Action, Decision, Held, Input, Outlook, Plan, SiteView, Subject, Trigger, Way, plan,
+};
 pub use policy::{Mode, Policy};
 pub use prices::{Prices, Shape, SitePrices};
 pub use score::{Move, Score, Urgency, Windows};

@@ -1,3 +1,5 @@
+//! Filters, reservations and the choice among nodes.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -9,7 +9,7 @@ use super::calendar::{Calendar, EventKind};
 use super::commitment::{Commitment, Commitments};
 use super::place::{Ask, NodeView, Rejection, Reservations, choose};
 use super::policy::{Mode, Policy};
-use super::prices::Prices;
+use super::prices::{Prices, SitePrices};
 use super::score::{Move, Score, Urgency, Windows};
 use super::shape::{Need, Recommendation, recommend};
 use super::unit::{Bandwidth, Bytes, Money, Seconds, UnixTime};
@@ -46,11 +46,20 @@ pub struct Subject {
     pub moving: Vec<Ask>,
     /// What they need where they go.
     pub need: Need,
-    /// Sites that have copies of all of them, and how far behind these are.
-    pub copies: BTreeMap<String, Bytes>,
+    /// Sites that have copies of all of them.
+    pub copies: BTreeMap<String, Held>,
     /// Since when its demand has been observed well below capacity with nothing of it elsewhere;
     /// `None` while it is not so.
     pub idle_since: Option<UnixTime>,
+}
+
+/// Copies of all of a subject's volumes at one site.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Held {
+    /// How far behind they are.
+    pub behind: Bytes,
+    /// What an hour of the node costs that would go with them; zero if it stays anyway.
+    pub node_hour: Money,
 }
 
 /// Everything that a cycle looks at.
@@ -71,6 +80,9 @@ pub struct Input<'a> {
     /// What the operator wants.
     pub policy: &'a Policy,
 }
+
+/// No copy is kept for an event farther away than this.
+const LOOK_AHEAD: Seconds = Seconds(86_400);
 
 /// Why something is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -325,53 +337,96 @@ impl Cycle<'_> {
         }
         let whole: Bytes = subject.moving.iter().map(|a| a.bytes).sum();
         let hold = input.policy.hold();
-        let behind = subject.copies.get(&site.name).copied();
+        if self.touched(&site.name, hold) {
+            return filtered("goes into maintenance itself while the copy would be kept".into());
+        }
         let mut it = Move {
             provision: Seconds(0),
-            bytes: behind.unwrap_or(whole),
+            bytes: whole,
             bandwidth: site.bandwidth,
             node: Money(0.0),
             storage: prices.storage(whole, hold),
-            egress: prices.egress(behind.unwrap_or(whole)),
+            egress: prices.egress(whole),
+            again: Money(0.0),
         };
-        let way = if behind.is_some() {
-            Way::Warm
-        } else {
-            match self.on_existing(subject, &site.name) {
-                Ok(nodes) => Way::Existing(nodes),
-                Err(_) if self.quota.get(&site.name).copied().unwrap_or(0) == 0 => {
-                    return filtered(
-                        "no node there has room, and the quota for new ones is used up".into(),
-                    );
-                }
-                Err(_) => match recommend(&subject.need, prices, input.policy.shape_quantile) {
-                    Some(r) => {
-                        it.provision = site.provision;
-                        it.node = r.shape.price(hold);
-                        Way::New(Box::new(r))
-                    }
-                    None => return filtered("sells no node that is large enough".into()),
-                },
-            }
-        };
-        let lead = it.provision + it.bandwidth.time_for(it.bytes);
-        if lead.0 == u64::MAX {
+        if it.bandwidth.time_for(whole).0 == u64::MAX {
             return filtered("no bandwidth to it".into());
         }
-        if self.touched(&site.name, lead + hold) {
-            return filtered("goes into maintenance itself while the copy would be kept".into());
+        if let Some(held) = subject.copies.get(&site.name) {
+            return Outlook::Possible {
+                way: Way::Warm,
+                score: self.keeping(subject, site, prices, it, held),
+            };
         }
-        let (events, load) = self.events(subject, lead + input.policy.cycle());
+        let way = match self.on_existing(subject, &site.name) {
+            Ok(nodes) => Way::Existing(nodes),
+            Err(_) if self.quota.get(&site.name).copied().unwrap_or(0) == 0 => {
+                return filtered(
+                    "no node there has room, and the quota for new ones is used up".into(),
+                );
+            }
+            Err(_) => match recommend(&subject.need, prices, input.policy.shape_quantile) {
+                Some(r) => {
+                    it.provision = site.provision;
+                    it.node = r.shape.price(hold);
+                    Way::New(Box::new(r))
+                }
+                None => return filtered("sells no node that is large enough".into()),
+            },
+        };
+        Outlook::Possible {
+            way,
+            score: self.score(subject, &it, input.policy.value(), input.policy.cycle()),
+        }
+    }
+
+    fn score(&self, subject: &Subject, it: &Move, value: Money, slack: Seconds) -> Score {
+        let lead = it.provision + it.bandwidth.time_for(it.bytes);
+        let (events, load) = self.events(subject, lead + slack);
         let urgency = Urgency {
             windows: &subject.windows,
             capacity: subject.capacity / load,
             events: &events,
-            value_of_second: input.policy.value(),
+            value_of_second: value,
         };
-        Outlook::Possible {
-            way,
-            score: Score::of(&it, &urgency, input.policy.cycle()),
+        Score::of(it, &urgency, slack)
+    }
+
+    /// What keeping a copy is worth: the best over the times for which it could be kept, each a
+    /// window that is forecast or the time to an event.
+    fn keeping(
+        &self,
+        subject: &Subject,
+        site: &SiteView,
+        prices: &SitePrices,
+        mut it: Move,
+        held: &Held,
+    ) -> Score {
+        let cycle = self.input.policy.cycle();
+        it.again = it.egress;
+        it.egress = prices.egress(held.behind);
+        if held.node_hour.0 > 0.0 {
+            it.provision = site.provision;
         }
+        let (ahead, _) = self.events(subject, LOOK_AHEAD);
+        let lead = it.provision + it.bandwidth.time_for(it.bytes);
+        let value = Money(self.input.policy.value_of_second * self.input.policy.missed_share);
+        let mut best: Option<Score> = None;
+        let holds = subject
+            .windows
+            .lengths()
+            .map(|w| Seconds(w.0.saturating_sub(lead.0)));
+        for hold in holds.chain(ahead.iter().map(|e| e.0)).chain([cycle]) {
+            let hold = hold.max(cycle);
+            // the probability is that of the lead and the hold, so both are paid for
+            it.node = Money(held.node_hour.0 * (lead + hold).hours());
+            it.storage = prices.storage(it.bytes, lead + hold);
+            let score = self.score(subject, &it, value, hold);
+            if best.as_ref().is_none_or(|b| score.total.0 > b.total.0) {
+                best = Some(score);
+            }
+        }
+        best.unwrap_or_else(|| self.score(subject, &it, value, cycle))
     }
 
     fn on_existing(&self, subject: &Subject, site: &str) -> Result<Vec<String>, Vec<Rejection>> {

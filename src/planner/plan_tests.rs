@@ -1,3 +1,5 @@
+//! Whole cycles: triggers, quota, hysteresis.
+
 use super::*;
 use crate::planner::Distribution;
 use proptest::prelude::*;
@@ -192,7 +194,11 @@ fn a_trembling_forecast_does_not_churn() {
         let d = w.plan().decisions.remove(0);
         match d.action {
             Action::Provision => {
-                w.subjects[0].copies.insert(d.site.unwrap(), Bytes(0));
+                let held = Held {
+                    behind: Bytes(0),
+                    node_hour: Money(0.2),
+                };
+                w.subjects[0].copies.insert(d.site.unwrap(), held);
             }
             Action::Release => {
                 w.subjects[0].copies.clear();

@@ -35,6 +35,9 @@ pub struct Policy {
     pub utilisation_probability: f64,
     /// What a second without a warm copy costs, in the price table's currency.
     pub value_of_second: f64,
+    /// Share of needs that no forecast announces. A copy that is given up and foreseen again in time
+    /// costs only the sending, so keeping saves the lead for this share alone.
+    pub missed_share: f64,
     /// The quantile by which shapes are chosen.
     pub shape_quantile: f64,
     /// How long a copy is expected to be kept, for its cost.
@@ -58,10 +61,11 @@ impl Default for Policy {
         Policy {
             mode: Mode::default(),
             open_score: 1.0,
-            close_score: 0.25,
+            close_score: 0.0,
             utilisation_limit: 0.9,
             utilisation_probability: 0.3,
             value_of_second: 0.01,
+            missed_share: 0.1,
             shape_quantile: 0.95,
             expected_hold_seconds: 4 * 3600,
             minimum_hold_seconds: 3600,
@@ -84,6 +88,7 @@ impl Policy {
         let shares = [
             ("utilisation_limit", policy.utilisation_limit),
             ("utilisation_probability", policy.utilisation_probability),
+            ("missed_share", policy.missed_share),
             ("shape_quantile", policy.shape_quantile),
             ("spare", policy.spare),
         ];
@@ -139,7 +144,7 @@ mod tests {
     #[test]
     fn contradictions_are_refused() {
         for bad in [
-            "open_score = 0.1",
+            "open_score = -0.1",
             "open_score = nan",
             "spare = 1.5",
             "cycle_seconds = 0",

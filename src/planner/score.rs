@@ -3,11 +3,12 @@
 //! ```text
 //! lead  = time to have a node there + baseline bytes / bandwidth
 //! P     = 1 − (1 − P(window maximum over the lead passes capacity)) × Π(1 − P(event within it))
-//! score = P × value of a second × seconds saved − node × hold − storage × hold − egress
+//! score = P × (value of a second × seconds saved + sending again) − node × hold − storage × hold − egress
 //! ```
 //!
 //! The seconds saved are the lead itself: with a warm copy the move takes a cutover, without one it
-//! takes all of it. Every term stays visible, and [`Score::line`] prints the sum so that a person
+//! takes all of it. A copy that is there already is scored by what giving it up would lose: the lead
+//! and the price of sending it again. Every term stays visible, and [`Score::line`] prints the sum so that a person
 //! can check it.
 
 use super::distribution::Distribution;
@@ -34,6 +35,11 @@ impl Windows {
         let covering = self.0.partition_point(|w| w.0 < lead);
         self.0.get(covering).or(self.0.last()).map(|w| &w.1)
     }
+
+    /// How long the windows are, shortest first.
+    pub fn lengths(&self) -> impl Iterator<Item = Seconds> + '_ {
+        self.0.iter().map(|w| w.0)
+    }
 }
 
 /// What a move to a site takes and costs, before any probability.
@@ -51,6 +57,8 @@ pub struct Move {
     pub storage: Money,
     /// Price of sending the bytes.
     pub egress: Money,
+    /// Price of sending everything again, for a copy that is there; zero for a new one.
+    pub again: Money,
 }
 
 /// How much a move is wanted.
@@ -85,6 +93,8 @@ pub struct Score {
     pub storage: Money,
     /// Price of the transfer.
     pub egress: Money,
+    /// Price of sending it again that a copy which is there may save.
+    pub again: Money,
     /// What the probabilities and the lead are worth.
     pub gain: Money,
     /// Gain less every cost.
@@ -110,7 +120,7 @@ impl Score {
             .product();
         let p_event = 1.0 - none;
         let p = 1.0 - (1.0 - p_load) * none;
-        let gain = Money(p * urgency.value_of_second.0 * lead.0 as f64);
+        let gain = Money(p * (urgency.value_of_second.0 * lead.0 as f64 + it.again.0));
         Score {
             lead,
             p_load,
@@ -120,6 +130,7 @@ impl Score {
             node: it.node,
             storage: it.storage,
             egress: it.egress,
+            again: it.again,
             gain,
             total: Money(gain.0 - it.node.0 - it.storage.0 - it.egress.0),
         }
@@ -134,9 +145,14 @@ impl Score {
     /// The sum as one line.
     #[must_use]
     pub fn line(&self) -> String {
+        let saved = format!("{} s saved x {:.4}/s", self.lead.0, self.value_of_second.0);
+        let saved = match self.again {
+            Money(0.0) => saved,
+            again => format!("({saved} + again {:.4})", again.0),
+        };
         let mut line = format!(
-            "P {:.3} (load {:.3}, event {:.3}) x {} s saved x {:.4}/s = {:.4}",
-            self.p, self.p_load, self.p_event, self.lead.0, self.value_of_second.0, self.gain.0,
+            "P {:.3} (load {:.3}, event {:.3}) x {saved} = {:.4}",
+            self.p, self.p_load, self.p_event, self.gain.0,
         );
         for (cost, name) in [
             (self.node, "node"),
@@ -169,6 +185,7 @@ mod tests {
             node: Money(0.5),
             storage: Money(0.1),
             egress: Money(0.4),
+            again: Money(0.0),
         }
     }
 

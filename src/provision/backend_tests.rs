@@ -1,3 +1,5 @@
+//! The state backend as Terraform speaks to it.
+
 use super::*;
 use crate::store::Embedded;
 use axum::body::Body;

@@ -1,3 +1,5 @@
+//! Lives of nodes, with a controller that is killed at every step.
+
 use super::*;
 use crate::provision::Changes;
 use crate::store::Entries;
@@ -267,6 +269,7 @@ async fn a_controller_killed_at_any_step_leaves_no_duplicate_and_no_orphan() {
                 fleet.finish(op, spec.as_ref()).await.unwrap();
             }
         }
+        *fleet.life.0.lock().unwrap() = None;
         assert_eq!(
             *fleet.outside.made.lock().unwrap(),
             ["a", "b"],

@@ -294,9 +294,11 @@ async fn a_killed_apply_leaves_one_node_in_the_end() {
         if [ "$1" = apply ] && [ ! -f killed ]; then
             terraform "$@" & run=$!
             until [ -f nodes/a/node.pid ]; do sleep 0.01; done
+            kill -STOP $run
+            until tr '\0' '\n' </proc/$(cat nodes/a/node.pid)/environ | grep FORERUN_NODE >orphan
+            do sleep 0.01; done
             kill -9 $run
             touch killed
-            tr '\0' '\n' </proc/$(cat nodes/a/node.pid)/environ | grep FORERUN_NODE >orphan
             exit 137
         fi
         exec terraform "$@""#;

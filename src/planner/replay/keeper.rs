@@ -1,8 +1,8 @@
 //! Four ways to decide which copies to keep.
 
 use super::super::{
-    Action, Ask, Bytes, Commitments, Distribution, Input, Mode, Policy, Seconds, Subject, Windows,
-    plan,
+    Action, Ask, Bytes, Commitments, Distribution, Held, Input, Mode, Policy, Seconds, Subject,
+    Windows, plan,
 };
 use super::run::{Departure, View};
 use super::world::World;
@@ -139,16 +139,15 @@ pub struct Forerun<F> {
     commitments: Commitments,
     held: BTreeMap<String, BTreeSet<usize>>,
     demand: Vec<Vec<f64>>,
-    /// For each node, who would have left in each overload of the past: found once, used as it
-    /// becomes past.
-    overloads: Vec<Vec<(usize, BTreeSet<usize>)>>,
+    /// For each node: found once, used as it becomes past.
+    overloads: Vec<Vec<Overload>>,
     wanted: BTreeSet<(usize, usize)>,
 }
 
 /// Past overloads that say who will leave in the next.
 const OVERLOADS: usize = 5;
 /// Windows that are forecast, in steps.
-const WINDOWS: [usize; 2] = [6, 12];
+const WINDOWS: [usize; 5] = [6, 12, 36, 96, 192];
 
 impl<F: Forecaster> Forerun<F> {
     /// Plan a world.
@@ -156,7 +155,7 @@ impl<F: Forecaster> Forerun<F> {
     pub fn new(world: &World, forecaster: F, policy: Policy) -> Forerun<F> {
         let demand: Vec<Vec<f64>> = (0..world.nodes.len()).map(|n| world.demand(n)).collect();
         let overloads = (0..world.nodes.len())
-            .map(|n| overloads(world, n, &demand[n]))
+            .map(|n| overloads(world.nodes[n].capacity, &demand[n]))
             .collect();
         Forerun {
             forecaster,
@@ -172,15 +171,33 @@ impl<F: Forecaster> Forerun<F> {
         }
     }
 
-    /// Who would leave a node that runs out: whoever left in its latest overloads.
-    fn likely(&self, node: usize, step: usize) -> BTreeSet<usize> {
-        let past = self.overloads[node]
-            .iter()
-            .rev()
-            .filter(|(at, _)| *at <= step);
-        past.take(OVERLOADS)
-            .flat_map(|(_, vms)| vms.iter().copied())
-            .collect()
+    /// Who would leave a node that runs out: the fewest VMs that would have relieved it at the peaks
+    /// of its latest overloads.
+    fn likely(&self, world: &World, node: usize, step: usize) -> BTreeSet<usize> {
+        let past = self.overloads[node].iter().rev().filter(|o| o.from <= step);
+        let mut peaks: Vec<usize> = past.take(OVERLOADS).map(|o| o.peak_by(step)).collect();
+        let capacity = world.nodes[node].capacity;
+        let demand = &self.demand[node];
+        let mut likely = BTreeSet::new();
+        while !peaks.is_empty() {
+            let relieves = |vm: usize, t: &usize| world.vms[vm].cpu[*t] >= demand[*t] - capacity;
+            let covered = |vm: &usize| peaks.iter().filter(|t| relieves(*vm, t)).count();
+            let smallest_last = |vm: &usize| (covered(vm), std::cmp::Reverse(world.vms[*vm].disk));
+            match world.at_home(node).max_by_key(smallest_last) {
+                Some(vm) if covered(&vm) > 0 => {
+                    peaks.retain(|t| !relieves(vm, t));
+                    likely.insert(vm);
+                }
+                // nobody alone is enough for these
+                _ => {
+                    for t in std::mem::take(&mut peaks) {
+                        let home = world.at_home(node).collect();
+                        likely.extend(world.shed(node, t, home, &likely.clone()));
+                    }
+                }
+            }
+        }
+        likely
     }
 
     fn subject(
@@ -201,7 +218,11 @@ impl<F: Forecaster> Forerun<F> {
                 .iter()
                 .map(|v| view.copies.get(&(*v, site)).map(|c| c.missing));
             let lacking: f64 = lacking.sum::<Option<f64>>()?;
-            Some((world.sites[site].name.clone(), Bytes(lacking as u64)))
+            let held = Held {
+                behind: Bytes(lacking as u64),
+                node_hour: world.node_hour(site, &vms),
+            };
+            Some((world.sites[site].name.clone(), held))
         });
         let subject = Subject {
             name: name.to_owned(),
@@ -227,20 +248,37 @@ impl<F: Forecaster> Forerun<F> {
     }
 }
 
-/// The beginnings of a node's overloads and who would leave at their peaks.
-fn overloads(world: &World, node: usize, demand: &[f64]) -> Vec<(usize, BTreeSet<usize>)> {
-    let capacity = world.nodes[node].capacity;
-    let mut found: Vec<(usize, BTreeSet<usize>)> = Vec::new();
-    let mut above = false;
-    for (step, d) in demand.iter().enumerate() {
-        if *d > capacity {
-            let leaving = world.shed(node, step, world.at_home(node).collect(), &BTreeSet::new());
-            match found.last_mut() {
-                Some((_, vms)) if above => vms.extend(leaving),
-                _ => found.push((step, leaving.into_iter().collect())),
+/// A time at which a node's demand was above its capacity.
+struct Overload {
+    from: usize,
+    /// Steps at which the demand was higher than ever before in it.
+    records: Vec<usize>,
+}
+
+impl Overload {
+    /// Its peak as far as it is past.
+    fn peak_by(&self, step: usize) -> usize {
+        let seen = self.records.iter().rev().find(|t| **t <= step);
+        seen.copied().unwrap_or(self.from)
+    }
+}
+
+fn overloads(capacity: f64, demand: &[f64]) -> Vec<Overload> {
+    let mut found: Vec<Overload> = Vec::new();
+    let mut last_above = None;
+    for (step, d) in demand.iter().enumerate().filter(|(_, d)| **d > capacity) {
+        match found.last_mut() {
+            Some(o) if last_above == step.checked_sub(1) => {
+                if o.records.last().is_some_and(|r| demand[*r] < *d) {
+                    o.records.push(step);
+                }
             }
+            _ => found.push(Overload {
+                from: step,
+                records: vec![step],
+            }),
         }
-        above = *d > capacity;
+        last_above = Some(step);
     }
     found
 }
@@ -261,7 +299,7 @@ impl<F: Forecaster> Keeper for Forerun<F> {
             });
             let windows = Windows::new(windows.collect());
             let name = world.nodes[node].name.clone();
-            let likely = self.likely(node, view.step);
+            let likely = self.likely(world, node, view.step);
             if !likely.is_empty() {
                 subjects.push(self.subject(view, &format!("{name} load"), likely, windows, node));
             }

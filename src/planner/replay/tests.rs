@@ -1,3 +1,5 @@
+//! Small worlds whose right answer is known.
+
 use super::super::{Bandwidth, Bytes, Calendar, Policy, Prices, Seconds, SiteView, UnixTime};
 use super::*;
 
