@@ -16,10 +16,12 @@ mod node;
 mod nodes;
 mod operation;
 pub(crate) mod out;
+mod plan;
 mod progress;
 mod replica;
 mod serve;
 mod simulate;
+mod simulate_fleet;
 mod size;
 mod volume;
 
@@ -92,6 +94,8 @@ enum Verb {
     Cutover(cutover::Args),
     /// List the nodes that registered, and what they hold
     NodeList,
+    /// Say where copies should be, what that costs, and why
+    Plan(plan::Args),
     /// Forecast a series, or score forecasts of its past
     Forecast(forecast::Args),
     /// Replay decisions over recorded load
@@ -144,6 +148,7 @@ fn run(cli: Cli, out: &Out) -> Result<(), Failure> {
         Verb::Replica(verb) => block_on(replica::run(verb, controller, out)),
         Verb::Cutover(args) => block_on(cutover::run(args, controller, out)),
         Verb::NodeList => block_on(nodes::list(controller, out)),
+        Verb::Plan(args) => plan::run(&args, out),
         Verb::Forecast(args) => forecast::run(&args, out),
         Verb::Simulate(args) => simulate::run(&args, out),
         Verb::Events(args) => block_on(events::run(args, controller, out)),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::out::{bytes, figure, text};
-use super::{Failure, Out};
+use super::{Failure, Out, simulate_fleet};
 use crate::predict::seeding::{self, Outcome, Trace, Write};
 
 /// The unit in which the order of seeding is decided.
@@ -27,6 +27,8 @@ pub struct Args {
 enum What {
     /// What is dirty after a first pass, in the order of the disk and coldest first
     Seeding(Seeding),
+    /// Weeks of VM series and events over sites with prices, with and without forecasts
+    Fleet(simulate_fleet::Args),
 }
 
 #[derive(clap::Args, Debug)]
@@ -56,7 +58,10 @@ struct Answer {
 
 /// Run the verb.
 pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
-    let What::Seeding(args) = &args.what;
+    let args = match &args.what {
+        What::Seeding(args) => args,
+        What::Fleet(args) => return simulate_fleet::run(args, out),
+    };
     if !(args.copy_fraction > 0.0 && args.copy_fraction <= 0.5) {
         return Err(Failure::usage(format!(
             "a copy that takes {} of the trace: choose above 0 and at most 0.5, so that history remains before it",

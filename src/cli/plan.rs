@@ -1,0 +1,317 @@
+//! `forerun plan`: where copies should be, and why.
+
+use super::out::{figure, text};
+use super::{Failure, Out};
+use crate::planner::replay::{Forecaster, Recent};
+use crate::planner::{
+    Action, Ask, Bandwidth, Bytes, Calendar, Commitments, Distribution, Held, Input, Mode, Money,
+    Need, NodeView, Policy, Prices, Seconds, SiteView, Subject, UnixTime, Windows,
+};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Say where copies should be, what that costs, and why
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Sites, nodes and what may have to move
+    #[arg(long, value_name = "FILE")]
+    fleet: PathBuf,
+    /// Price table
+    #[arg(long, value_name = "FILE")]
+    prices: PathBuf,
+    /// Calendar of events
+    #[arg(long, value_name = "FILE")]
+    calendar: Option<PathBuf>,
+    /// Policy
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// How far to go: forecast-only, advise or auto
+    #[arg(long, value_name = "MODE", value_parser = mode)]
+    mode: Option<Mode>,
+    /// Plan as of this time (seconds since 1970) instead of now
+    #[arg(long, value_name = "SECONDS")]
+    at: Option<u64>,
+}
+
+fn mode(text: &str) -> Result<Mode, String> {
+    match text {
+        "forecast-only" => Ok(Mode::ForecastOnly),
+        "advise" => Ok(Mode::Advise),
+        "auto" => Ok(Mode::Auto),
+        _ => Err("say forecast-only, advise or auto".into()),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fleet {
+    #[serde(default)]
+    site: Vec<Site>,
+    #[serde(default)]
+    node: Vec<Node>,
+    #[serde(default)]
+    subject: Vec<Moving>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Site {
+    name: String,
+    latency_ms: f64,
+    bandwidth_mib: f64,
+    provision_seconds: u64,
+    quota: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Node {
+    name: String,
+    site: String,
+    #[serde(default)]
+    domain: String,
+    latency_ms: f64,
+    utilisation: f64,
+    total_gib: f64,
+    free_gib: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Moving {
+    name: String,
+    site: String,
+    /// `timestamp,value` every five minutes, the present last.
+    history: Option<PathBuf>,
+    capacity: f64,
+    cpus: f64,
+    memory_gib: f64,
+    volume: Vec<Volume>,
+    /// GiB behind, by site.
+    #[serde(default)]
+    copies: BTreeMap<String, f64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Volume {
+    name: String,
+    gib: f64,
+    group: Option<String>,
+}
+
+const STEP: u64 = 300;
+const DAY: usize = (86_400 / STEP) as usize;
+/// Windows that are forecast, in steps.
+const WINDOWS: [usize; 5] = [6, 12, 36, 96, 192];
+
+/// Plan once.
+pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
+    let invalid = |e: crate::planner::Invalid| Failure::usage(e.to_string());
+    let fleet: Fleet = toml::from_str(&read(&args.fleet)?)
+        .map_err(|e| Failure::usage(format!("fleet {}: {e}", args.fleet.display())))?;
+    let prices = Prices::parse(&read(&args.prices)?).map_err(invalid)?;
+    let calendar = match &args.calendar {
+        Some(path) => Calendar::parse(&read(path)?).map_err(invalid)?,
+        None => Calendar::default(),
+    };
+    let mut policy = match &args.policy {
+        Some(path) => Policy::parse(&read(path)?).map_err(invalid)?,
+        None => Policy::default(),
+    };
+    policy.mode = args.mode.unwrap_or(policy.mode);
+    let now = match args.at {
+        Some(at) => at,
+        None => SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_err(|e| Failure::new(format!("this host's clock stands before 1970: {e}")))?
+            .as_secs(),
+    };
+    let base = args.fleet.parent().unwrap_or(Path::new("."));
+    let subjects: Vec<Subject> =
+        (fleet.subject.into_iter().map(|m| subject(m, base))).collect::<Result<_, _>>()?;
+    let sites: Vec<SiteView> = fleet.site.into_iter().map(site).collect();
+    let nodes: Vec<NodeView> = fleet.node.into_iter().map(node).collect();
+    let input = Input {
+        now: UnixTime(now),
+        subjects: &subjects,
+        sites: &sites,
+        nodes: &nodes,
+        calendar: &calendar,
+        prices: &prices,
+        policy: &policy,
+    };
+    let plan = crate::planner::plan(&input, &mut Commitments::default());
+    if out.is_json() {
+        out.json(&plan);
+        return Ok(());
+    }
+    out.list(
+        &plan.decisions,
+        &[
+            text("SUBJECT"),
+            text("ACTION"),
+            text("SITE"),
+            text("TRIGGERS"),
+            figure("SCORE, IN ONE LINE"),
+        ],
+        |d| {
+            let triggers: Vec<String> = d
+                .triggers
+                .iter()
+                .map(|t| format!("{t:?}").to_lowercase())
+                .collect();
+            vec![
+                d.subject.clone(),
+                word(d.action).to_owned(),
+                d.site.clone().unwrap_or_default(),
+                triggers.join(", "),
+                d.line.clone(),
+            ]
+        },
+        "Nothing in the fleet file may have to move: give it [[subject]] tables.",
+    );
+    out.line(format!("prices {} in {}", plan.prices, plan.currency));
+    Ok(())
+}
+
+fn word(action: Action) -> &'static str {
+    match action {
+        Action::Provision => "provision",
+        Action::Seed => "seed",
+        Action::Keep => "keep",
+        Action::Release => "release",
+        Action::Nothing => "nothing",
+        Action::Stuck => "stuck",
+    }
+}
+
+fn site(s: Site) -> SiteView {
+    SiteView {
+        name: s.name,
+        latency_ms: s.latency_ms,
+        bandwidth: Bandwidth((s.bandwidth_mib * f64::from(1 << 20)) as u64),
+        provision: Seconds(s.provision_seconds),
+        quota: s.quota,
+    }
+}
+
+fn node(n: Node) -> NodeView {
+    NodeView {
+        name: n.name,
+        site: n.site,
+        domain: n.domain,
+        available: true,
+        latency_ms: n.latency_ms,
+        utilisation: n.utilisation,
+        total: Bytes::from_gib(n.total_gib),
+        free: Bytes::from_gib(n.free_gib),
+        groups: BTreeMap::new(),
+    }
+}
+
+fn subject(m: Moving, base: &Path) -> Result<Subject, Failure> {
+    let past = match &m.history {
+        Some(path) => history(&base.join(path))?,
+        None => Vec::new(),
+    };
+    let mut forecaster = Recent { day: DAY };
+    let windows = WINDOWS.iter().filter_map(|steps| {
+        let max = forecaster.window_max(0, &past, *steps)?;
+        Some((Seconds(*steps as u64 * STEP), max))
+    });
+    let windows = Windows::new(windows.collect());
+    let copies = m.copies.into_iter().map(|(site, gib)| {
+        let held = Held {
+            behind: Bytes::from_gib(gib),
+            node_hour: Money(0.0),
+        };
+        (site, held)
+    });
+    Ok(Subject {
+        windows,
+        capacity: m.capacity,
+        need: Need {
+            cpus: Distribution::certain(m.cpus),
+            memory_gib: Distribution::certain(m.memory_gib),
+            storage: m.volume.iter().map(|v| Bytes::from_gib(v.gib)).sum(),
+        },
+        moving: (m.volume.into_iter())
+            .map(|v| Ask {
+                volume: v.name,
+                bytes: Bytes::from_gib(v.gib),
+                group: v.group,
+                ..Ask::default()
+            })
+            .collect(),
+        copies: copies.collect(),
+        idle_since: None,
+        name: m.name,
+        site: m.site,
+    })
+}
+
+/// The values of a `timestamp,value` file. A line that holds no number is passed over if it is the
+/// head, and an error elsewhere.
+fn history(path: &Path) -> Result<Vec<f64>, Failure> {
+    let mut values = Vec::new();
+    for (i, line) in read(path)?.lines().enumerate() {
+        let cell = line.rsplit(',').next().unwrap_or_default();
+        match cell.trim().parse::<f64>() {
+            Ok(value) if value.is_finite() => values.push(value),
+            _ if i == 0 => {}
+            _ => {
+                let (path, line) = (path.display(), i + 1);
+                return Err(Failure::new(format!(
+                    "history {path}: line {line} has no value"
+                )));
+            }
+        }
+    }
+    Ok(values)
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path).map_err(|e| Failure::new(format!("read {}: {e}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fleet_file_becomes_subjects_with_forecasts() {
+        let dir = tempfile::tempdir().unwrap();
+        let rows: String = (0..600)
+            .map(|i| format!("{},{}\n", i * 300, i % 7))
+            .collect();
+        std::fs::write(dir.path().join("a.csv"), format!("timestamp,value\n{rows}")).unwrap();
+        let fleet: Fleet = toml::from_str(
+            r#"
+            [[subject]]
+            name = "a"
+            site = "home"
+            history = "a.csv"
+            capacity = 5.5
+            cpus = 2
+            memory_gib = 4
+            volume = [{ name = "a-disk", gib = 10 }]
+            copies = { east = 0.5 }
+            "#,
+        )
+        .unwrap();
+        let s = subject(fleet.subject.into_iter().next().unwrap(), dir.path()).unwrap();
+        // every half hour has a six in it
+        assert!(s.windows.over(Seconds(1800)).unwrap().exceed(5.5) > 0.5);
+        assert_eq!(s.copies["east"].behind, Bytes::from_gib(0.5));
+        std::fs::write(dir.path().join("a.csv"), "timestamp,value\n1,2\n2,NaN\n").unwrap();
+        assert!(
+            history(&dir.path().join("a.csv"))
+                .unwrap_err()
+                .to_string()
+                .contains("line 3")
+        );
+    }
+}
