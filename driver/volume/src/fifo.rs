@@ -64,6 +64,20 @@ impl Fifo {
         Some(id)
     }
 
+    /// Take one out of the middle. It must be in this queue.
+    pub(crate) fn remove(&mut self, links: &mut Links, id: RequestId) {
+        let mut queue = self.take();
+        let mut found = false;
+        while let Some(other) = queue.pop(links) {
+            if other == id {
+                found = true;
+            } else {
+                self.push(links, other);
+            }
+        }
+        assert!(found, "request {} is not in this queue", id.0);
+    }
+
     /// Take the whole queue, leaving this one empty.
     pub(crate) fn take(&mut self) -> Fifo {
         std::mem::replace(self, Fifo::new())

@@ -125,6 +125,37 @@ impl Volume {
         self.wrote(now, id)
     }
 
+    /// Whoever asked is gone: forget a request that is held before admission. `false` if it is not:
+    /// then it is free already, or must be carried out.
+    pub fn withdraw(&mut self, id: RequestId) -> bool {
+        let slot = &mut self.slots[id.index()];
+        let queue = match slot.stage {
+            Stage::Gate => &mut self.held,
+            Stage::Paced => &mut self.paced,
+            _ => return false,
+        };
+        *slot = Slot::FREE;
+        queue.remove(&mut self.links, id);
+        true
+    }
+
+    /// This node owns the volume again: a forwarded request, of which the caller knows that the other
+    /// node will not carry it out any more, comes back to the gate.
+    pub fn recall(&mut self, now: Nanos, id: RequestId) -> Admission {
+        let slot = &mut self.slots[id.index()];
+        assert_eq!(slot.stage, Stage::Forwarded, "recall of request {}", id.0);
+        if self.poisoned {
+            *slot = Slot::FREE;
+            return Admission::Reply(Err(EIO));
+        }
+        if self.open {
+            return self.enter(now, id);
+        }
+        slot.stage = Stage::Gate;
+        self.held.push(&mut self.links, id);
+        Admission::Held
+    }
+
     /// Admit a request at an open gate.
     fn enter(&mut self, now: Nanos, id: RequestId) -> Admission {
         let slot = &mut self.slots[id.index()];

@@ -160,6 +160,23 @@ impl Volume {
             .map_or(owner, |m| m.superblock.role.clone())
     }
 
+    /// The generation in which this node owns the volume, if it does: as [`Volume::role`], for those
+    /// who ask often.
+    #[must_use]
+    pub fn owned(&self) -> Option<Generation> {
+        match self.meta.as_ref().map(|m| &m.superblock.role) {
+            None => Some(Generation(0)),
+            Some(Role::Owner { generation, .. }) => Some(*generation),
+            Some(_) => None,
+        }
+    }
+
+    /// Whether requests are sent on to another node.
+    #[must_use]
+    pub fn is_forwarding(&self) -> bool {
+        self.forwarding
+    }
+
     /// The highest generation seen.
     #[must_use]
     pub fn seen(&self) -> Generation {
@@ -225,6 +242,8 @@ impl Volume {
         self.epochs.restart(epoch);
         meta.intents.sweep(|_| false);
         self.forwarding = false;
+        // An earlier ownership ended frozen.
+        self.frozen = false;
         let control = self.change()?;
         if let Some(meta) = &mut self.meta {
             meta.believed = meta.store.version();

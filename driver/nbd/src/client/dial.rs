@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use block::{Error, ErrorKind, Result};
 
-use super::{Address, Agreed, Uri, negotiate};
+use super::negotiate::{self, negotiate};
+use super::{Address, Agreed, Uri};
 
 /// Connect to an export and negotiate, for a caller that speaks the transmission phase itself with
 /// [`super::Replies`]: a shard that forwards to a volume's new owner. `patience` bounds every wait
@@ -19,6 +20,13 @@ pub fn dial(uri: &Uri, contexts: &[String], patience: Duration) -> Result<(Agree
         .into_fd()
         .map_err(|e| Error::io(format!("{uri}: set up the socket"), e))?;
     Ok((agreed, socket))
+}
+
+/// What the server says about an export to a person; empty if nothing.
+pub fn describe(uri: &Uri, patience: Duration) -> Result<String> {
+    let stream = Stream::connect(&uri.address, patience)
+        .map_err(|e| io_error(format!("connect to {uri}"), e))?;
+    negotiate::describe(&mut &stream, &uri.export).map_err(|e| e.within(uri))
 }
 
 pub(super) fn connect(

@@ -13,7 +13,7 @@ mod replies;
 mod uri;
 
 pub use blocking::{Client, Receipt, Receiver, Sender};
-pub use dial::dial;
+pub use dial::{describe, dial};
 pub use negotiate::{Agreed, negotiate};
 pub use replies::{Arrival, Breach, OUTSTANDING_MAX, Replies};
 pub use uri::{Address, Uri};

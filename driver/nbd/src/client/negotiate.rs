@@ -6,9 +6,9 @@ use block::{Error, ErrorKind, Result};
 
 use crate::codec::{PAYLOAD_MAX, TransmissionFlags};
 use crate::handshake::wire::{
-    ERR_TLS_REQD, ERR_UNKNOWN, ERR_UNSUP, FIXED_NEWSTYLE, GO, INFO_BLOCK_SIZE, INFO_EXPORT,
-    NBD_MAGIC, NO_ZEROES, OPTION_MAGIC, REP_ACK, REP_ERROR, REP_INFO, REP_META_CONTEXT,
-    REPLY_MAGIC, SET_META_CONTEXT, STRUCTURED_REPLY,
+    ERR_TLS_REQD, ERR_UNKNOWN, ERR_UNSUP, FIXED_NEWSTYLE, GO, INFO, INFO_BLOCK_SIZE,
+    INFO_DESCRIPTION, INFO_EXPORT, NBD_MAGIC, NO_ZEROES, OPTION_MAGIC, REP_ACK, REP_ERROR,
+    REP_INFO, REP_META_CONTEXT, REPLY_MAGIC, SET_META_CONTEXT, STRUCTURED_REPLY,
 };
 
 /// Longest reply to an option that is believed: a name or a message and a few numbers.
@@ -58,6 +58,30 @@ pub fn negotiate(
     }
     dialogue.go(&mut agreed)?;
     Ok(agreed)
+}
+
+/// Ask for an export's description, which may be empty. The connection is of no use afterwards.
+pub(super) fn describe(stream: &mut (impl Read + Write), export: &str) -> Result<String> {
+    let mut dialogue = Dialogue { stream, export };
+    dialogue.greet()?;
+    let mut data = string(export);
+    data.extend(1u16.to_be_bytes());
+    data.extend(INFO_DESCRIPTION.to_be_bytes());
+    dialogue.ask(INFO, &data)?;
+    let mut description = String::new();
+    loop {
+        match dialogue.reply(INFO)? {
+            (REP_ACK, _) => return Ok(description),
+            (REP_INFO, data) => {
+                if let Some((kind, text)) = data.split_first_chunk()
+                    && u16::from_be_bytes(*kind) == INFO_DESCRIPTION
+                {
+                    description = String::from_utf8_lossy(text).into_owned();
+                }
+            }
+            (kind, message) => return Err(dialogue.refusal(kind, &message)),
+        }
+    }
 }
 
 struct Dialogue<'a, S> {

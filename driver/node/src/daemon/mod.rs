@@ -58,7 +58,7 @@ pub async fn run(
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
     };
-    let engine = Engine::start(shards, config.pin)?;
+    let engine = Engine::start(shards, config.pin)?.named(&config.name);
 
     let (grpc, listening) = bind("the controller's calls", config.listen).await?;
     // Held from now on, so that its port is known when the node registers.

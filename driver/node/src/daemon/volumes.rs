@@ -211,9 +211,16 @@ impl Exports for Volumes {
     }
 
     fn find(&self, name: &str) -> Option<Export> {
-        match self.slot(&name.parse().ok()?)? {
-            Slot::Open(h) if h.offered => Some(h.export),
-            _ => None,
+        // What follows an '@' is between nodes; no volume's name has one.
+        let (volume, suffix) = name
+            .split_once('@')
+            .map_or((name, None), |(v, s)| (v, Some(s)));
+        match self.slot(&volume.parse().ok()?)? {
+            Slot::Open(h) => match suffix {
+                Some(suffix) => h.handle.find(&h.export, suffix),
+                None => Some(h.export).filter(|_| h.offered),
+            },
+            Slot::Broken(_) => None,
         }
     }
 }

@@ -81,6 +81,8 @@ impl EngineShard {
             waiters: Waiters::default(),
             latency: files.latency,
             extents_file: files.extents_file,
+            links: 0,
+            standing: files.standing,
             forwarder: None,
             mirror: None,
             leaving: Leaving::No,
@@ -98,10 +100,13 @@ impl EngineShard {
             return;
         };
         cell.is_touched = false;
+        cell.standing.set(cell.volume.owned());
+        self.cut_links(ring, v);
         while let Some(action) = self.volumes[v as usize].volume.poll() {
             self.act_one(ring, v, action);
         }
         self.issue_deferred(ring, v);
+        self.tend_forwarder(ring, v);
         self.forward_on(ring, v);
         self.leave_on(ring, v);
     }

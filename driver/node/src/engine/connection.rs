@@ -8,6 +8,7 @@
 //! A connection leaves the slab only when nothing in flight names it, so an index is never reused
 //! under an operation.
 
+use super::fence::Fence;
 use super::message::VolumeIndex;
 use block::{AlignedBuf, Nanos};
 use nbd::session::{Charge, Request, Session, WINDOW_REQUESTS};
@@ -26,6 +27,8 @@ pub(super) struct Arrival {
     pub(super) socket: OwnedFd,
     pub(super) session: Session,
     pub(super) surplus: Vec<u8>,
+    /// Set on a link by which a former owner forwards.
+    pub(super) fence: Option<Fence>,
     /// Held as long as the connection is: counts against the cap of its listener.
     pub(super) permit: Box<dyn std::any::Any + Send>,
 }
@@ -42,6 +45,10 @@ pub(super) struct Connection {
     pub(super) socket: FileId,
     pub(super) session: Session,
     pub(super) life: Life,
+    /// Set on a link by which a former owner forwards.
+    pub(super) fence: Option<Fence>,
+    /// Not served until the link that it replaces has come to rest.
+    pub(super) parked: bool,
     /// Receive buffer, unless the ring has it.
     pub(super) inbuf: Option<AlignedBuf>,
     /// What of it is received and not yet consumed.
@@ -80,6 +87,7 @@ impl Connection {
         socket: FileId,
         session: Session,
         surplus: &[u8],
+        fence: Option<Fence>,
         permit: Box<dyn std::any::Any + Send>,
     ) -> Connection {
         let mut inbuf = AlignedBuf::zeroed(RECV_BYTES);
@@ -89,6 +97,8 @@ impl Connection {
             socket,
             session,
             life: Life::Open,
+            fence,
+            parked: false,
             inbuf: Some(inbuf),
             input: 0..surplus.len(),
             receiving: false,

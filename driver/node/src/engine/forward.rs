@@ -9,20 +9,26 @@
 //!
 //! A request and its payload are kept until the owner has answered. When the link is lost nobody
 //! knows what of it was done, so it is all sent again, in the order in which it arrived; the owner
-//! drains the old link before it serves the new one.
+//! drains the old link before it serves the new one (see [`super::fence`]). Requests whose guest is
+//! gone are not: it may have sent them elsewhere.
+//!
+//! When the volume moves on, its forwarder is switched to the next owner; when it comes back here, the
+//! forwarder is retired and what had no answer goes through the gate. Both are safe because an owner
+//! drops everything of its links before it gives the volume away.
 
 use super::actions::Token;
+use super::connection::Life;
 use super::message::VolumeIndex;
 use super::shard::EngineShard;
 use block::{AlignedBuf, Span};
-use nbd::client::{Agreed, Arrival, OUTSTANDING_MAX, Replies};
+use nbd::client::{Agreed, Arrival, OUTSTANDING_MAX, Replies, Uri};
 use nbd::codec::{Command, CommandFlags, Cookie, REQUEST_BYTES, RequestHeader, TransmissionFlags};
 use nbd::session::{Op, Request};
 use ring::{FileId, Gather, Ring};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use tokio::sync::mpsc;
-use volume::Outcome;
+use volume::{Admission, Outcome, RequestId};
 
 /// One receive of replies.
 const RECV_BYTES: usize = 256 << 10;
@@ -31,6 +37,8 @@ const RECV_BYTES: usize = 256 << 10;
 pub(super) struct NewLink {
     pub(super) socket: OwnedFd,
     pub(super) agreed: Agreed,
+    /// That of the forwarder for which it was dialled.
+    pub(super) round: u64,
 }
 
 /// What a volume that forwards has.
@@ -40,6 +48,12 @@ pub(super) struct Forwarder {
     /// Sent and not answered, in order.
     out: VecDeque<u32>,
     link: Option<Link>,
+    /// A link that waits for the one before it to end.
+    next: Option<NewLink>,
+    /// As it was asked for.
+    owner: Uri,
+    /// Grows with every switch of owners.
+    round: u64,
     /// Asks for a new link. Whoever listens ends when the forwarder is dropped.
     lost: mpsc::Sender<()>,
 }
@@ -57,16 +71,36 @@ struct Link {
     /// The read whose data is arriving, and where it goes.
     placing: Option<(u32, std::ops::Range<usize>)>,
     broken: bool,
+    round: u64,
 }
 
 impl Forwarder {
-    pub(super) fn new(lost: mpsc::Sender<()>) -> Forwarder {
+    pub(super) fn new(owner: Uri, lost: mpsc::Sender<()>) -> Forwarder {
         Forwarder {
             waiting: VecDeque::new(),
             out: VecDeque::new(),
             link: None,
+            next: None,
+            owner,
+            round: 0,
             lost,
         }
+    }
+
+    pub(super) fn round(&self) -> u64 {
+        self.round
+    }
+
+    /// Forward to `owner` from now on. `None` if that is so already, else the round of its links.
+    pub(super) fn switch(&mut self, owner: &Uri, lost: mpsc::Sender<()>) -> Option<u64> {
+        if self.owner == *owner {
+            return None;
+        }
+        self.owner = owner.clone();
+        self.lost = lost;
+        self.next = None;
+        self.round += 1;
+        Some(self.round)
     }
 }
 
@@ -88,10 +122,13 @@ impl EngineShard {
         let Some(forwarder) = cell.and_then(|cell| cell.forwarder.as_mut()) else {
             return;
         };
-        assert!(
-            forwarder.link.is_none(),
-            "a new link comes only for a lost one"
-        );
+        if new.round != forwarder.round {
+            return;
+        }
+        if forwarder.link.is_some() {
+            forwarder.next = Some(new);
+            return;
+        }
         let socket = ring.add_file(new.socket);
         let inbuf = AlignedBuf::zeroed(RECV_BYTES);
         ring.recv(
@@ -112,6 +149,7 @@ impl EngineShard {
             early: Vec::new(),
             placing: None,
             broken: false,
+            round: new.round,
         });
         self.touch(v);
     }
@@ -134,6 +172,10 @@ impl EngineShard {
                 break;
             };
             let place = cell.requests.get(slot);
+            if self.connections[place.connection as usize].life == Life::Gone {
+                local.push((slot, Err(libc::ECONNRESET)));
+                continue;
+            }
             let header = match translate(&place.request, slot, link.flags) {
                 Ok(header) => header,
                 Err(outcome) => {
@@ -309,15 +351,23 @@ impl EngineShard {
             return;
         };
         ring.remove_file(link.socket);
-        if self.volumes[v as usize].is_leaving() {
-            self.volumes[v as usize].forwarder = None;
-            return self.touch(v);
+        self.touch(v);
+        let cell = &mut self.volumes[v as usize];
+        if cell.is_leaving() {
+            cell.forwarder = None;
+            return;
         }
-        let Some(forwarder) = self.volumes[v as usize].forwarder.as_mut() else {
+        let Some(forwarder) = &mut cell.forwarder else {
             return;
         };
         while let Some(slot) = forwarder.out.pop_back() {
             forwarder.waiting.push_front(slot);
+        }
+        if link.round != forwarder.round {
+            if let Some(next) = forwarder.next.take() {
+                self.linked(ring, v, next);
+            }
+            return;
         }
         tracing::warn!(
             "the link to the volume's owner is lost: {} requests wait for a new one",
@@ -325,6 +375,46 @@ impl EngineShard {
         );
         // Full means that it was asked for already.
         let _ = forwarder.lost.try_send(());
+    }
+
+    /// End a link to a former owner; if the owner is here again, end the forwarder.
+    pub(super) fn tend_forwarder(&mut self, ring: &mut Ring, v: VolumeIndex) {
+        let cell = &mut self.volumes[v as usize];
+        let Some(forwarder) = &mut cell.forwarder else {
+            return;
+        };
+        let retired = cell.volume.owned().is_some() && !cell.volume.is_forwarding();
+        let link = forwarder.link.as_ref();
+        if link.is_some_and(|l| retired || l.round != forwarder.round) {
+            self.link_broke(ring, v);
+            self.link_over(ring, v);
+        }
+        if retired {
+            self.retire(ring, v);
+        }
+    }
+
+    /// Once the link is over, take all requests back to the gate.
+    fn retire(&mut self, ring: &mut Ring, v: VolumeIndex) {
+        let cell = &mut self.volumes[v as usize];
+        let linked = |f: &mut Forwarder| f.link.is_none();
+        let Some(forwarder) = cell.forwarder.take_if(linked) else {
+            return;
+        };
+        debug_assert!(forwarder.out.is_empty());
+        for slot in forwarder.waiting {
+            let cell = &mut self.volumes[v as usize];
+            let c = cell.requests.get(slot).connection;
+            if self.connections[c as usize].life == Life::Gone {
+                self.ended(ring, v, slot, Err(libc::ECONNRESET));
+                continue;
+            }
+            match cell.volume.recall(ring.now(), RequestId(slot)) {
+                Admission::Issue => self.issue(ring, v, slot),
+                Admission::Reply(outcome) => self.reply(ring, v, slot, outcome),
+                Admission::Held | Admission::Forward => {}
+            }
+        }
         self.touch(v);
     }
 
@@ -336,6 +426,7 @@ impl EngineShard {
         debug_assert!(forwarder.out.is_empty() && forwarder.waiting.is_empty());
         if forwarder.link.is_none() {
             self.volumes[v as usize].forwarder = None;
+            self.touch(v);
         } else {
             self.link_broke(ring, v);
         }

@@ -4,15 +4,17 @@
 use super::VOLUME_REQUESTS_MAX;
 use super::connection::Arrival;
 use super::extents::Extents;
+use super::fence::{Fence, OWNER};
 use super::forward::{Forwarder, NewLink};
 use super::latency::Latency;
 use super::message::{Message, VolumeIndex};
 use super::mirror::{FLUSH, MirrorQueue};
 use super::shard::EngineShard;
-use super::volume_cell::{VolumeCell, VolumeFiles};
-use block::{Error, ErrorKind, Nanos, Result};
+use super::volume_cell::{Standing, VolumeCell, VolumeFiles};
+use block::{Error, ErrorKind, Nanos, NodeName, Result};
+use nbd::Export;
 use nbd::accept::Accepted;
-use nbd::client::{Uri, dial};
+use nbd::client::{Uri, describe, dial};
 use nbd::session::Session;
 use replica::MirrorItem;
 use ring::{Mailbox, Shard};
@@ -21,7 +23,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use storage::ImageFile;
 use storage::meta::MetaFile;
 use tokio::sync::{mpsc, oneshot};
@@ -32,8 +34,13 @@ const DIAL_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two attempts to reach the owner: short against any client's own timeout.
 const DIAL_PAUSE: Duration = Duration::from_millis(50);
 
+/// A link that was lost sooner is not made again at once: its owner may have closed it because it is
+/// the owner no more, and does not yet know who is.
+const LINK_STEADY: Duration = Duration::from_secs(1);
+
 /// The shards of a process.
 pub struct Engine {
+    me: Arc<str>,
     shards: Vec<Shard<Message>>,
     next: AtomicUsize,
 }
@@ -53,7 +60,9 @@ pub struct VolumeSpec {
 pub struct VolumeHandle {
     mailbox: Mailbox<Message>,
     index: VolumeIndex,
+    me: Arc<str>,
     latency: Arc<Latency>,
+    standing: Arc<Standing>,
 }
 
 /// What the guest does while a replica mirrors.
@@ -115,34 +124,67 @@ fn gone() -> Error {
     )
 }
 
-/// Dial the owner, and again whenever the link is lost, until the forwarder is gone.
-async fn keep_linked(
+/// Keeps a forwarder linked to the volume's owner.
+struct Dialler {
     mailbox: Mailbox<Message>,
     volume: VolumeIndex,
     owner: Uri,
-    mut losses: mpsc::Receiver<()>,
-) {
-    loop {
-        let uri = owner.clone();
-        let dialled = tokio::task::spawn_blocking(move || dial(&uri, &[], DIAL_PATIENCE)).await;
-        match dialled {
-            Ok(Ok((agreed, socket))) => {
-                let link = Box::new(NewLink { socket, agreed });
-                let sent = mailbox.send(Message::Link(volume, link));
-                if sent.is_err() || losses.recv().await.is_none() {
-                    return;
+    fence: Fence,
+    round: u64,
+}
+
+impl Dialler {
+    /// Dial the owner, and again whenever the link is lost, until the forwarder is gone or switched.
+    /// An owner that has given the volume away says to whom.
+    async fn keep_linked(mut self, mut losses: mpsc::Receiver<()>) {
+        loop {
+            let link = Uri {
+                export: self.fence.export(&self.owner.export),
+                ..self.owner.clone()
+            };
+            let e = match blocking(move || dial(&link, &[], DIAL_PATIENCE)).await {
+                Ok((agreed, socket)) => {
+                    let round = self.round;
+                    let link = Box::new(NewLink {
+                        socket,
+                        agreed,
+                        round,
+                    });
+                    let since = Instant::now();
+                    let sent = self.mailbox.send(Message::Link(self.volume, link));
+                    if sent.is_err() || losses.recv().await.is_none() {
+                        return;
+                    }
+                    if since.elapsed() < LINK_STEADY {
+                        tokio::time::sleep(DIAL_PAUSE).await;
+                    }
+                    continue;
                 }
-            }
-            Ok(Err(e)) => {
+                Err(e) => e,
+            };
+            let mut asked = self.owner.clone();
+            asked.export = format!("{}@{OWNER}", asked.export);
+            if e.kind() == ErrorKind::NotFound
+                && let Ok(said) = blocking(move || describe(&asked, DIAL_PATIENCE)).await
+                && let Ok(next) = said.parse::<Uri>()
+                && next != self.owner
+            {
+                tracing::info!("{} says that the volume's owner is now {next}", self.owner);
+                self.owner = next;
+            } else {
                 tracing::warn!("forward to the volume's owner: {e}");
-                tokio::select! {
-                    () = tokio::time::sleep(DIAL_PAUSE) => {}
-                    lost = losses.recv() => if lost.is_none() { return },
-                }
             }
-            Err(e) => return tracing::error!("forward to the volume's owner: {e}"),
+            tokio::select! {
+                () = tokio::time::sleep(DIAL_PAUSE) => {}
+                lost = losses.recv() => if lost.is_none() { return },
+            }
         }
     }
+}
+
+async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let ended = tokio::task::spawn_blocking(f).await;
+    ended.unwrap_or_else(|e| Err(Error::new(ErrorKind::Cancelled, e.to_string())))
 }
 
 impl Engine {
@@ -164,15 +206,27 @@ impl Engine {
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Engine {
+            me: "".into(),
             shards,
             next: AtomicUsize::new(0),
         })
+    }
+
+    /// Let other nodes tell this one's forwarding links from those of others: by its name.
+    #[must_use]
+    pub fn named(self, me: &NodeName) -> Engine {
+        Engine {
+            me: me.as_str().into(),
+            ..self
+        }
     }
 
     /// Give a volume a home.
     pub async fn add_volume(&self, spec: VolumeSpec) -> Result<VolumeHandle> {
         assert_eq!(spec.volume.config().max_requests, VOLUME_REQUESTS_MAX);
         let latency = Arc::new(Latency::default());
+        let standing = Arc::new(Standing::default());
+        standing.set(spec.volume.owned());
         let extents_file = Arc::new(spec.image.duplicate()?);
         let files = VolumeFiles {
             volume: spec.volume,
@@ -180,6 +234,7 @@ impl Engine {
             meta: spec.meta,
             latency: Arc::clone(&latency),
             extents_file,
+            standing: Arc::clone(&standing),
         };
         let n = self.next.fetch_add(1, Ordering::Relaxed) % self.shards.len();
         let mailbox = self.shards[n].mailbox();
@@ -191,7 +246,9 @@ impl Engine {
         Ok(VolumeHandle {
             mailbox,
             index,
+            me: Arc::clone(&self.me),
             latency,
+            standing,
         })
     }
 
@@ -208,8 +265,14 @@ impl Engine {
 impl VolumeHandle {
     /// Hand over a negotiated connection. `permit` is dropped when the connection is closed.
     pub fn connect(&self, accepted: Accepted, permit: Box<dyn Any + Send>) -> Result<()> {
+        let agreed = &accepted.agreed;
+        let suffix = agreed
+            .requested
+            .strip_prefix(agreed.export.name.as_str())
+            .and_then(|rest| rest.strip_prefix('@'));
         let arrival = Arrival {
             volume: self.index,
+            fence: suffix.and_then(Fence::parse),
             socket: accepted.socket,
             session: Session::new(&accepted.agreed),
             surplus: accepted.surplus,
@@ -312,21 +375,52 @@ impl VolumeHandle {
 
     /// Send requests, held and new ones, to the volume's new owner, where it is the export `owner`.
     /// A lost link is made again for as long as it takes; what had no answer is sent again. The
-    /// volume must have been relinquished. Again is as good as once.
+    /// volume must have been relinquished. Again is as good as once; another owner takes the former
+    /// one's place. It ends when the volume is activated here.
     pub async fn forward(&self, owner: Uri) -> Result<()> {
         let (lost, losses) = mpsc::channel(1);
-        let fresh = self
+        let to = owner.clone();
+        let switched = self
             .on_cell(move |cell, now| {
                 cell.volume.forward(now, true)?;
-                let fresh = cell.forwarder.is_none();
-                cell.forwarder.get_or_insert_with(|| Forwarder::new(lost));
-                Ok::<_, Error>(fresh)
+                *cell.standing.forwards_to() = Some(to.clone());
+                let round = match &mut cell.forwarder {
+                    Some(forwarder) => forwarder.switch(&to, lost),
+                    none => Some(none.insert(Forwarder::new(to, lost)).round()),
+                };
+                Ok::<_, Error>(round.map(|r| (r, cell.volume.seen())))
             })
             .await??;
-        if fresh {
-            tokio::spawn(keep_linked(self.mailbox.clone(), self.index, owner, losses));
+        if let Some((round, generation)) = switched {
+            let dialler = Dialler {
+                mailbox: self.mailbox.clone(),
+                volume: self.index,
+                owner,
+                fence: Fence {
+                    generation,
+                    from: self.me.to_string(),
+                },
+                round,
+            };
+            tokio::spawn(dialler.keep_linked(losses));
         }
         Ok(())
+    }
+
+    /// What another node finds as `NAME@suffix`, where `export` is `NAME`: the volume itself, for a
+    /// forwarding link whose fence this owner satisfies; or where the volume is now.
+    #[must_use]
+    pub fn find(&self, export: &Export, suffix: &str) -> Option<Export> {
+        let mut export = export.clone();
+        if suffix == OWNER {
+            let owned = self.standing.owned().is_some();
+            let owner = self.standing.forwards_to().clone();
+            export.description = owner.filter(|_| !owned)?.to_string();
+        } else {
+            let fence = Fence::parse(suffix)?;
+            self.standing.owned().filter(|g| *g >= fence.generation)?;
+        }
+        Some(export)
     }
 
     /// Close its connections, finish its requests, sync it, and take it off its shard.

@@ -15,6 +15,7 @@
 mod actions;
 mod connection;
 mod extents;
+mod fence;
 mod forward;
 mod handle;
 mod latency;

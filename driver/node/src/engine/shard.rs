@@ -61,23 +61,38 @@ impl EngineShard {
             tracing::warn!("a connection is refused: its volume is gone, or the shard is full");
             return;
         }
+        if arrival
+            .fence
+            .as_ref()
+            .is_some_and(|f| !self.admits(arrival.volume, f))
+        {
+            tracing::info!("a forwarding link is refused: the volume is not owned here");
+            return;
+        }
         let Arrival {
             volume,
             socket,
             session,
             surplus,
+            fence,
             permit,
         } = arrival;
+        let is_link = fence.is_some();
         let socket = ring.add_file(socket);
-        let connection = Connection::new(volume, socket, session, &surplus, permit);
+        let connection = Connection::new(volume, socket, session, &surplus, fence, permit);
         let c = self.connections.insert(connection) as ConnectionIndex;
+        if is_link {
+            self.volumes[volume as usize].links += 1;
+            self.succeed(ring, c);
+        }
         self.pump(ring, c);
+        self.reap(ring, c);
     }
 
     /// Understand what was received, start what it asks for, and receive more.
     pub(super) fn pump(&mut self, ring: &mut Ring, c: ConnectionIndex) {
         let connection = &mut self.connections[c as usize];
-        if connection.receiving {
+        if connection.receiving || connection.parked {
             return;
         }
         let Some(inbuf) = connection.inbuf.take() else {
@@ -440,7 +455,7 @@ impl EngineShard {
     }
 
     /// The peer is gone, or is to be: nothing more is sent to it or taken from it.
-    fn lose(&mut self, ring: &mut Ring, c: ConnectionIndex) {
+    pub(super) fn lose(&mut self, ring: &mut Ring, c: ConnectionIndex) {
         let connection = &mut self.connections[c as usize];
         if connection.life == Life::Gone {
             return;
@@ -457,6 +472,7 @@ impl EngineShard {
         });
         connection.out_charges.clear();
         self.relief = true;
+        self.withdraw(c);
     }
 
     /// Take a connection that is over out of the slab.
@@ -485,6 +501,7 @@ impl EngineShard {
         let connection = self.connections.remove(c as usize);
         ring.remove_file(connection.socket);
         self.touch(connection.volume);
+        self.succeeded(ring, &connection);
     }
 
     /// Take no more requests from a connection; its replies still go out.

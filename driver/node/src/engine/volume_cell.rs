@@ -4,11 +4,13 @@ use super::forward::Forwarder;
 use super::latency::Latency;
 use super::mirror::MirrorQueue;
 use super::request::Requests;
-use block::{Extent, Nanos};
+use block::{Extent, Generation, Nanos};
+use nbd::client::Uri;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use storage::meta::MetaFile;
 use storage::{Image, ImageFile, Io};
 use tokio::sync::oneshot;
@@ -34,6 +36,32 @@ pub(super) struct VolumeFiles {
     pub(super) meta: Option<(MetaFile, OwnedFd)>,
     pub(super) latency: Arc<Latency>,
     pub(super) extents_file: Arc<File>,
+    pub(super) standing: Arc<Standing>,
+}
+
+/// Who owns a volume, as far as threads other than its shard need to know.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    /// The generation in which it is owned here, plus one; zero if it is not.
+    owned: AtomicU64,
+    /// Where its requests are sent, if they are.
+    forwards_to: Mutex<Option<Uri>>,
+}
+
+impl Standing {
+    pub(super) fn set(&self, owned: Option<Generation>) {
+        self.owned
+            .store(owned.map_or(0, |g| g.0 + 1), Ordering::Release);
+    }
+
+    pub(super) fn forwards_to(&self) -> MutexGuard<'_, Option<Uri>> {
+        self.forwards_to.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    pub(super) fn owned(&self) -> Option<Generation> {
+        let owned = self.owned.load(Ordering::Acquire);
+        owned.checked_sub(1).map(Generation)
+    }
 }
 
 /// A read for copy-before-write.
@@ -104,6 +132,10 @@ pub(super) struct VolumeCell {
     pub(super) waiters: Waiters,
     pub(super) latency: Arc<Latency>,
     pub(super) extents_file: Arc<File>,
+    /// Links of former owners, those that end included.
+    pub(super) links: u32,
+    /// What other threads see of the ownership.
+    pub(super) standing: Arc<Standing>,
     /// Set once the volume forwards to another owner.
     pub(super) forwarder: Option<Forwarder>,
     /// Set while a replica mirrors.
