@@ -1,7 +1,10 @@
 //! `forerun serve`: one image over NBD, with nothing else around it.
 
 use super::{Failure, Out, size};
-use node::serve::{CacheMode, Listen, OpenOptions, Options, run as serve};
+use crate::identity;
+use node::serve::{
+    CacheMode, CheckpointName, Listen, OpenOptions, Options, Tracking, run as serve,
+};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -28,6 +31,14 @@ pub struct Args {
     /// direct: O_DIRECT; writeback: through the page cache, durable after a flush
     #[arg(long, value_name = "MODE", default_value = "direct", value_parser = parse_cache)]
     cache: CacheMode,
+    /// Track changes durably in this file, made if it is not there. It sees only what is written
+    /// through this server
+    #[arg(long, value_name = "FILE", conflicts_with = "read_only")]
+    state: Option<PathBuf>,
+    /// Offer what changes from now on as qemu:dirty-bitmap:NAME, if there is no checkpoint of that
+    /// name yet; may be repeated
+    #[arg(long, value_name = "NAME", requires = "state", value_parser = parse_checkpoint)]
+    checkpoint: Vec<CheckpointName>,
     /// Most connections at a time; more wait to be accepted
     #[arg(long, value_name = "N", default_value_t = 64)]
     connections: usize,
@@ -46,12 +57,24 @@ fn parse_cache(s: &str) -> Result<CacheMode, String> {
     s.parse().map_err(|e: node::Error| e.to_string())
 }
 
+fn parse_checkpoint(s: &str) -> Result<CheckpointName, String> {
+    s.parse().map_err(|e: node::Error| e.to_string())
+}
+
 /// Serve until told to stop.
 pub fn run(args: Args, out: &Out) -> Result<(), Failure> {
     let listen = match (args.listen, args.socket) {
         (Some(addr), _) => Listen::Tcp(addr),
         (None, Some(path)) => Listen::Unix(path),
         (None, None) => Listen::Unix(default_socket(&args.image)),
+    };
+    let tracking = match args.state {
+        Some(file) => Some(Tracking {
+            file,
+            id: identity::draw()?,
+            checkpoints: args.checkpoint,
+        }),
+        None => None,
     };
     let options = Options {
         image: args.image,
@@ -60,6 +83,7 @@ pub fn run(args: Args, out: &Out) -> Result<(), Failure> {
             read_only: args.read_only,
             create: args.create,
         },
+        tracking,
         listen,
         export: args.export,
         connections: args.connections,

@@ -6,6 +6,7 @@
 //! ```
 
 pub(crate) mod listener;
+pub(crate) mod state;
 
 use crate::engine::{CONNECTIONS_MAX, Engine, VOLUME_REQUESTS_MAX, VolumeHandle, VolumeSpec};
 use block::{Error, ErrorKind, Result};
@@ -13,6 +14,7 @@ use listener::Listener;
 use nbd::accept::HANDSHAKE_DEADLINE;
 use nbd::codec::TransmissionFlags;
 use nbd::{Export, Exports};
+pub use state::Tracking;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -23,6 +25,7 @@ pub use storage::{CacheMode, OpenOptions};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
+pub use volume::CheckpointName;
 use volume::{Config, Volume};
 
 /// Pause after a failed accept (most often no descriptor was left), so that it is not tried in a
@@ -45,6 +48,8 @@ pub struct Options {
     pub image: PathBuf,
     /// How to open it.
     pub open: OpenOptions,
+    /// Track changes durably; without it nothing is tracked.
+    pub tracking: Option<Tracking>,
     /// Where.
     pub listen: Listen,
     /// The export's name. The empty name finds it too.
@@ -115,20 +120,26 @@ async fn serve(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     if !image.can_trim() {
         export.flags = export.flags.without(TransmissionFlags::SEND_TRIM);
     }
-    let volume = Volume::ephemeral(Config {
+    let config = Config {
         size: image.size,
         max_requests: VOLUME_REQUESTS_MAX,
         align: u64::from(image.unit()),
         read_only: options.open.read_only,
-    });
+    };
     let listener = Listener::bind(&options.listen)?;
     let engine = Engine::start(options.shards, options.pin)?;
-    let spec = VolumeSpec {
-        volume,
-        image,
-        meta: None,
+    let volume = match &options.tracking {
+        Some(tracking) => state::host(&engine, image, &options.image, config, tracking).await?,
+        None => {
+            let spec = VolumeSpec {
+                volume: Volume::ephemeral(config),
+                image,
+                meta: None,
+            };
+            engine.add_volume(spec).await?
+        }
     };
-    let volume = engine.add_volume(spec).await?;
+    export.checkpoints = volume.call(|v, _| state::checkpoints(v.cursors())).await?;
     let exports = Arc::new(OneExport {
         name: options.export.clone(),
         export,

@@ -5,6 +5,7 @@ use super::front::Reach;
 use super::host::Host;
 use crate::datadir::DataDir;
 use crate::engine::{Engine, VolumeHandle, VolumeSpec};
+use crate::serve::state::checkpoints;
 use crate::service::{Handover, NewReplica, NewVolume, NodeOps};
 use block::{Error, ErrorKind, NodeName, Result, VolumeId, VolumeName};
 use nbd::accept::Accepted;
@@ -93,6 +94,7 @@ impl Volumes {
         if !spec.image.can_trim() {
             export.flags = export.flags.without(TransmissionFlags::SEND_TRIM);
         }
+        export.checkpoints = checkpoints(spec.volume.cursors());
         let offered = spec.volume.role() != Role::Standby;
         Ok(Hosted {
             id: identity,
