@@ -250,6 +250,12 @@ impl Epochs {
         self.active.touches(a) || self.retained.iter().any(|r| r.map.touches(a))
     }
 
+    /// Blocks that changed after the cursor's epoch. One in two maps counts twice.
+    pub(crate) fn dirty_blocks(&self, cursor: &Cursor) -> u64 {
+        let retained = self.retained.iter().filter(|r| r.last > cursor.epoch);
+        self.active.count() + retained.map(|r| r.map.count()).sum::<u64>()
+    }
+
     /// The next extent at or after `from` that changed after the cursor's epoch.
     pub(crate) fn next_dirty(&self, cursor: &Cursor, from: Block, max: u64) -> Option<Extent> {
         let retained = || self.retained.iter().filter(|r| r.last > cursor.epoch);

@@ -150,6 +150,20 @@ impl Volume {
         Ok(self.epochs.next_dirty(cursor, from, max))
     }
 
+    /// How far behind a replica or checkpoint is, in bytes: at least what it lacks, at most the
+    /// volume.
+    #[must_use]
+    pub fn lag_bytes(&self, name: &CursorName) -> u64 {
+        let Some(cursor) = self.epochs.cursor(name) else {
+            return 0;
+        };
+        if !cursor.seeded {
+            return self.config.size;
+        }
+        let dirty = self.epochs.dirty_blocks(cursor) * block::BLOCK_BYTES;
+        dirty.min(self.config.size)
+    }
+
     /// The cursors, as last set.
     #[must_use]
     pub fn cursors(&self) -> &[Cursor] {

@@ -16,6 +16,9 @@
 mod directory;
 mod front;
 mod host;
+mod peers;
+mod replicas;
+mod status;
 mod volumes;
 
 pub use volumes::Volumes;
@@ -23,6 +26,7 @@ pub use volumes::Volumes;
 use crate::config::Config;
 use crate::datadir::DataDir;
 use crate::engine::Engine;
+use crate::replication::{Receiving, Sending};
 use crate::serve::Listen;
 use crate::serve::listener::Listener;
 use crate::service::{Service, keep_registered};
@@ -61,8 +65,7 @@ pub async fn run(
     let engine = Engine::start(shards, config.pin)?.named(&config.name);
 
     let (grpc, listening) = bind("the controller's calls", config.listen).await?;
-    // Held from now on, so that its port is known when the node registers.
-    let (_replication, replication) = bind("replication", config.replication).await?;
+    let (peers, replication) = bind("replication", config.replication).await?;
     let unix = Listener::bind(&Listen::Unix(socket.clone()))?;
     let tcp = Listener::bind(&Listen::Tcp(config.nbd))?;
     let nbd = tcp.tcp_address()?;
@@ -75,7 +78,12 @@ pub async fn run(
         socket,
         tcp: config.advertised(nbd),
     };
-    let volumes = Arc::new(Volumes::open(data, engine, reach).await?);
+    let peers = peers
+        .into_std()
+        .and_then(|l| l.set_nonblocking(false).map(|()| l))
+        .map_err(|e| Error::io("hand the replication port to its thread", e))?;
+    let (sending, receiving) = (Sending::start()?, Receiving::start(peers)?);
+    let volumes = Arc::new(Volumes::open(data, engine, reach, sending, receiving).await?);
     ready(&at);
 
     let me = RegisterRequest {

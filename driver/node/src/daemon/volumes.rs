@@ -3,20 +3,34 @@
 use super::directory;
 use super::front::Reach;
 use super::host::Host;
+use super::peers::{HandoverRecord, Peers, ReplicaRecord};
+use super::replicas::{Kept, Source};
 use crate::datadir::DataDir;
 use crate::engine::{Engine, VolumeHandle, VolumeSpec};
+use crate::replication::{Receiving, Sending, StandbySpec};
 use crate::serve::state::checkpoints;
-use crate::service::{Handover, NewReplica, NewVolume, NodeOps};
+use crate::service::{Consistency, Handover, NewReplica, NewVolume, NodeOps};
 use block::{Error, ErrorKind, NodeName, Result, VolumeId, VolumeName};
 use nbd::accept::Accepted;
 use nbd::codec::TransmissionFlags;
 use nbd::{Export, Exports};
-use proto::v1::{CutoverProgress, IoCounters, NodeMetrics, VolumeReport, VolumeRole};
+use proto::v1::{
+    CutoverPhase, CutoverProgress, IoCounters, NodeMetrics, ReplicaReport, VolumeReport, VolumeRole,
+};
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+use storage::ImageFile;
 use tokio::sync::{Mutex, mpsc};
 use volume::Role;
+
+/// From one increment of a replica to the next.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// The shortest interval that a bound can ask for.
+const INTERVAL_MIN: Duration = Duration::from_millis(50);
 
 /// Every volume that this node has.
 pub struct Volumes {
@@ -24,6 +38,10 @@ pub struct Volumes {
     engine: Engine,
     reach: Reach,
     host: Host,
+    /// The thread that sends replicas.
+    sending: Sending,
+    /// The thread that takes other nodes' replicas.
+    receiving: Receiving,
     map: RwLock<BTreeMap<VolumeName, Slot>>,
     /// Held while a volume is made, deleted or changed: one at a time, so that a repeated call finds
     /// what the first one did.
@@ -44,14 +62,24 @@ struct Hosted {
     handle: VolumeHandle,
     export: Export,
     /// A standby is not offered: it would only make guests wait.
-    offered: bool,
+    offered: Arc<AtomicBool>,
+    /// For movers.
+    image: Arc<ImageFile>,
+    /// The tasks that keep its replicas.
+    replicas: Arc<std::sync::Mutex<BTreeMap<NodeName, Kept>>>,
     /// One strong count a connection, and one here.
     connections: Arc<()>,
 }
 
 impl Volumes {
     /// Open every volume in the data directory. One that cannot be opened stops no other.
-    pub(super) async fn open(data: DataDir, engine: Engine, reach: Reach) -> Result<Volumes> {
+    pub(super) async fn open(
+        data: DataDir,
+        engine: Engine,
+        reach: Reach,
+        sending: Sending,
+        receiving: Receiving,
+    ) -> Result<Volumes> {
         directory::sweep(&data)?;
         let names = data.volumes()?;
         let volumes = Volumes {
@@ -59,6 +87,8 @@ impl Volumes {
             engine,
             reach,
             host: Host::default(),
+            sending,
+            receiving,
             map: RwLock::default(),
             changing: Mutex::new(()),
         };
@@ -80,6 +110,8 @@ impl Volumes {
             .host_volume(name, directory::open(&self.data, name)?)
             .await?;
         hosted.handle.opened().await?;
+        self.receive(name, &hosted).await?;
+        self.resume(name, &hosted).await?;
         Ok(hosted)
     }
 
@@ -95,9 +127,11 @@ impl Volumes {
             export.flags = export.flags.without(TransmissionFlags::SEND_TRIM);
         }
         export.checkpoints = checkpoints(spec.volume.cursors());
-        let offered = spec.volume.role() != Role::Standby;
+        let offered = Arc::new(AtomicBool::new(spec.volume.role() != Role::Standby));
         Ok(Hosted {
             id: identity,
+            image: Arc::new(spec.image.share()?),
+            replicas: Arc::default(),
             handle: self.engine.add_volume(spec).await?,
             export,
             offered,
@@ -138,6 +172,9 @@ impl Volumes {
         let mut first = Ok(());
         for slot in slots.into_values() {
             if let Slot::Open(hosted) = slot {
+                // Their tasks end with their handles.
+                hosted.replicas().clear();
+                first = first.and(self.receiving.remove(hosted.id).await);
                 first = first.and(hosted.handle.remove().await);
             }
         }
@@ -181,7 +218,8 @@ impl Volumes {
             }
             Err(e) => report.trouble = e.to_string(),
         }
-        if hosted.offered {
+        report.replicas = report_replicas(&hosted).await;
+        if hosted.is_offered() {
             report.uris = self.reach.uris(name.as_str());
         }
         let connections = Arc::strong_count(&hosted.connections).saturating_sub(2); // the map's, ours
@@ -198,13 +236,135 @@ impl Volumes {
         // Its record is durable before its directory has a name: a volume that is there can be opened.
         hosted.handle.opened().await?;
         directory::publish(&self.data, &new.name)?;
+        self.receive(&new.name, &hosted).await?;
         Ok(hosted)
+    }
+
+    fn dir(&self, name: &VolumeName) -> PathBuf {
+        self.data.volume(name)
+    }
+
+    fn hosted(&self, asked: &str, name: &VolumeName) -> Result<Hosted> {
+        let refuse = |kind, why: &str| Err(Error::new(kind, format!("{asked}: {why}")));
+        match self.slot(name) {
+            Some(Slot::Open(hosted)) => Ok(hosted),
+            Some(Slot::Broken(why)) => refuse(ErrorKind::Corrupt, &why),
+            None => refuse(ErrorKind::NotFound, "this node has no such volume"),
+        }
+    }
+
+    /// Let sources of this volume connect.
+    async fn receive(&self, name: &VolumeName, hosted: &Hosted) -> Result<()> {
+        let standby = StandbySpec {
+            id: hosted.id,
+            image: hosted.image.share()?,
+            directory: self.dir(name),
+            handle: hosted.handle.clone(),
+            adopt: None,
+            offered: Arc::clone(&hosted.offered),
+        };
+        self.receiving.add(standby).await
+    }
+
+    /// Go on with what the volume's directory remembers: its replicas, or a hand-over.
+    async fn resume(&self, name: &VolumeName, hosted: &Hosted) -> Result<()> {
+        let peers = Peers::load(&self.dir(name))?;
+        match hosted.handle.call(|v, _| v.role()).await? {
+            Role::Owner { .. } => {
+                for record in &peers.replica {
+                    self.replicate(name, hosted, record).await?;
+                }
+            }
+            Role::Relinquished {
+                to,
+                generation,
+                epoch,
+            } => {
+                let handover = peers.handover.filter(|h| h.to == to.as_str());
+                let Some(handover) = handover else {
+                    tracing::error!(
+                        "volume {name} was given to {to}, but where that node is was not \
+                         recorded: repeat the cutover"
+                    );
+                    return Ok(());
+                };
+                let record = ReplicaRecord {
+                    node: handover.to.clone(),
+                    address: handover.replication,
+                    interval_ms: 0,
+                    rate_bytes_per_second: 0,
+                };
+                let kept = self.replicate(name, hosted, &record).await?;
+                kept.finish_handover(generation, epoch, handover.nbd);
+            }
+            Role::Standby => {}
+        }
+        Ok(())
+    }
+
+    /// Start the task of one replica, unless it runs.
+    async fn replicate(
+        &self,
+        name: &VolumeName,
+        hosted: &Hosted,
+        record: &ReplicaRecord,
+    ) -> Result<Kept> {
+        let node = record.name()?;
+        let known = hosted.replicas().get(&node).cloned();
+        if let Some(kept) = known {
+            if kept.is_running() && kept.address == record.address {
+                return Ok(kept);
+            }
+            kept.stop().await?;
+        }
+        let source = Source {
+            name: name.clone(),
+            id: hosted.id,
+            handle: hosted.handle.clone(),
+            image: hosted.image.share()?,
+        };
+        let kept = Kept::start(&self.sending, source, record).await?;
+        hosted.replicas().insert(node, kept.clone());
+        Ok(kept)
+    }
+}
+
+/// A volume's replicas as its owner sees them.
+async fn report_replicas(hosted: &Hosted) -> Vec<ReplicaReport> {
+    let kept: Vec<_> = hosted
+        .replicas()
+        .iter()
+        .filter(|(_, kept)| kept.is_running())
+        .map(|(node, kept)| (node.clone(), kept.status.clone()))
+        .collect();
+    let names: Vec<_> = kept.iter().map(|(node, _)| node.clone()).collect();
+    let lags = move |v: &mut volume::Volume, _| {
+        let lag = |node: NodeName| v.lag_bytes(&volume::CursorName::Replica(node));
+        names.into_iter().map(lag).collect::<Vec<_>>()
+    };
+    // A volume that has gone has no lag; its report says so elsewhere.
+    let lags = hosted.handle.call(lags).await.unwrap_or_default();
+    let lags = lags.into_iter().chain(std::iter::repeat(0));
+    kept.iter()
+        .zip(lags)
+        .map(|((node, status), lag)| status.report(node.as_str(), lag))
+        .collect()
+}
+
+impl Hosted {
+    fn is_offered(&self) -> bool {
+        self.offered.load(Ordering::Acquire)
+    }
+
+    fn replicas(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeName, Kept>> {
+        // A map whose entries are replaced whole: a panic cannot have left it half changed.
+        self.replicas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Exports for Volumes {
     fn names(&self) -> Vec<String> {
-        let offered = |slot: &Slot| matches!(slot, Slot::Open(h) if h.offered);
+        let offered = |slot: &Slot| matches!(slot, Slot::Open(h) if h.is_offered());
         let map = self.read();
         map.iter()
             .filter(|(_, s)| offered(s))
@@ -220,18 +380,11 @@ impl Exports for Volumes {
         match self.slot(&volume.parse().ok()?)? {
             Slot::Open(h) => match suffix {
                 Some(suffix) => h.handle.find(&h.export, suffix),
-                None => Some(h.export).filter(|_| h.offered),
+                None => Some(h.export.clone()).filter(|_| h.is_offered()),
             },
             Slot::Broken(_) => None,
         }
     }
-}
-
-fn replication_missing(asked: String) -> Error {
-    Error::new(
-        ErrorKind::Unsupported,
-        format!("{asked}: this version of the node does not replicate yet"),
-    )
 }
 
 impl NodeOps for Volumes {
@@ -282,6 +435,11 @@ impl NodeOps for Volumes {
         match self.slot(&name) {
             Some(Slot::Open(h)) if h.id == id => {
                 self.write().remove(&name);
+                let tasks = std::mem::take(&mut *h.replicas());
+                for task in tasks.into_values() {
+                    task.stop().await?;
+                }
+                self.receiving.remove(id).await?;
                 h.handle.remove().await?;
                 directory::delete(&self.data, &name)?;
                 Ok(true)
@@ -309,20 +467,130 @@ impl NodeOps for Volumes {
     }
 
     async fn start_replica(&self, new: NewReplica) -> Result<()> {
-        Err(replication_missing(format!(
-            "replicate {} to {}",
-            new.volume, new.node
-        )))
+        let asked = format!("replicate {} to {}", new.volume, new.node);
+        let _one = self.changing.lock().await;
+        let hosted = self.hosted(&asked, &new.volume)?;
+        if !hosted.handle.call(|v, _| v.role()).await?.is_owner() {
+            return Err(Error::new(
+                ErrorKind::NotOwner,
+                format!("{asked}: this node does not own the volume"),
+            ));
+        }
+        let interval = match new.consistency {
+            Consistency::Strong => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    format!(
+                        "{asked}: this version keeps strong replicas only during a cutover; use \
+                         bounded=SECONDS"
+                    ),
+                ));
+            }
+            // Half of the bound is left for the increment itself.
+            Consistency::Bounded(bound) => (bound / 2).clamp(INTERVAL_MIN, INTERVAL),
+            Consistency::Eventual => INTERVAL,
+        };
+        let record = ReplicaRecord {
+            node: new.node.to_string(),
+            address: new.address,
+            interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
+            rate_bytes_per_second: new.rate_bytes_per_second.unwrap_or(0),
+        };
+        let dir = self.dir(&new.volume);
+        let mut peers = Peers::load(&dir)?;
+        peers.set(record.clone());
+        peers.save(&dir)?;
+        self.replicate(&new.volume, &hosted, &record)
+            .await
+            .map(|_| ())
     }
 
-    async fn stop_replica(&self, _: VolumeName, _: NodeName) -> Result<bool> {
-        Ok(false) // none can have been started
+    async fn stop_replica(&self, volume: VolumeName, node: NodeName) -> Result<bool> {
+        let _one = self.changing.lock().await;
+        let Ok(hosted) = self.hosted("stop a replica", &volume) else {
+            return Ok(false);
+        };
+        let running = hosted.replicas().remove(&node);
+        if let Some(running) = &running {
+            running.stop().await?;
+        }
+        let dir = self.dir(&volume);
+        let mut peers = Peers::load(&dir)?;
+        let known = peers.remove(&node);
+        if known {
+            peers.save(&dir)?;
+        }
+        Ok(known || running.is_some())
     }
 
-    async fn cutover(&self, handover: Handover, _: mpsc::Sender<CutoverProgress>) -> Result<()> {
-        Err(replication_missing(format!(
-            "hand {} over to {}",
-            handover.volume, handover.to
-        )))
+    async fn cutover(
+        &self,
+        handover: Handover,
+        progress: mpsc::Sender<CutoverProgress>,
+    ) -> Result<()> {
+        let asked = format!("hand {} over to {}", handover.volume, handover.to);
+        let (kept, next) = {
+            let _one = self.changing.lock().await;
+            let hosted = self.hosted(&asked, &handover.volume)?;
+            let record = HandoverRecord {
+                to: handover.to.to_string(),
+                replication: handover.replication_address,
+                nbd: handover.nbd_address,
+            };
+            let dir = self.dir(&handover.volume);
+            let mut peers = Peers::load(&dir)?;
+            let role = hosted.handle.call(|v, _| v.role()).await?;
+            let next = match &role {
+                Role::Relinquished { to, generation, .. } if *to == handover.to => {
+                    // It happened, perhaps in an earlier life of this node: make sure that it ends.
+                    peers.handover = Some(record);
+                    peers.save(&dir)?;
+                    self.resume(&handover.volume, &hosted).await?;
+                    let done = CutoverProgress {
+                        phase: CutoverPhase::Done.into(),
+                        generation: generation.0,
+                        ..CutoverProgress::default()
+                    };
+                    let _ = progress.send(done).await; // nobody watches
+                    return Ok(());
+                }
+                Role::Owner { generation, .. } => generation.next(),
+                Role::Relinquished { .. } | Role::Standby => {
+                    return Err(Error::new(
+                        ErrorKind::NotOwner,
+                        format!("{asked}: this node is the volume's {role}"),
+                    ));
+                }
+            };
+            // Before anything moves it is recorded where to: a restart must find the new owner.
+            peers.handover = Some(record);
+            peers.save(&dir)?;
+            let known = peers
+                .replica
+                .iter()
+                .find(|r| r.node == handover.to.as_str());
+            let replica = known.cloned().unwrap_or_else(|| ReplicaRecord {
+                node: handover.to.to_string(),
+                address: handover.replication_address,
+                interval_ms: u64::try_from(INTERVAL.as_millis()).unwrap_or(u64::MAX),
+                rate_bytes_per_second: 0,
+            });
+            let replica = ReplicaRecord {
+                address: handover.replication_address,
+                ..replica
+            };
+            let kept = self.replicate(&handover.volume, &hosted, &replica).await?;
+            (kept, next)
+        };
+        let report = kept.hand_over(next, handover.nbd_address, progress).await?;
+        tracing::info!(
+            "volume {} is owned by {} now, in generation {}: frozen {:?} after {:?}",
+            handover.volume,
+            handover.to,
+            report.generation,
+            report.frozen,
+            report.converging,
+        );
+        Ok(())
     }
 }

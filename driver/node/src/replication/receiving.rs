@@ -18,6 +18,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use storage::ImageFile;
@@ -46,6 +48,8 @@ pub struct StandbySpec {
     pub handle: VolumeHandle,
     /// The image is exactly this epoch of this generation: the former owner after a cutover.
     pub adopt: Option<(Generation, Epoch)>,
+    /// Set once this node has taken the volume over: guests may be told of it.
+    pub offered: Arc<AtomicBool>,
 }
 
 enum Order {
@@ -184,7 +188,7 @@ async fn open(spec: StandbySpec) -> Result<Standby> {
         staging: MoverFile::open(&spec.directory.join("staging"), staging_bytes(size))?,
         replica: MoverFile::open(&spec.directory.join("replica"), RECORD_BYTES)?,
     };
-    let target = ShardTarget::new(spec.handle);
+    let target = ShardTarget::new(spec.handle, spec.offered);
     Ok(Standby {
         receiver: Receiver::open(spec.id, size, files, target).await?,
         serving: Mutex::new(()),

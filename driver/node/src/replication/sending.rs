@@ -138,6 +138,12 @@ impl Sending {
 }
 
 impl ReplicaHandle {
+    /// Whether its task has not ended.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        !self.0.is_closed()
+    }
+
     /// Move the volume to the replica's node. After success the replica is not kept any more.
     pub async fn cut_over(&self, plan: Plan, watch: Watch) -> Result<Report> {
         self.ask(|answer| Task::CutOver(plan, watch, answer))
@@ -255,7 +261,11 @@ impl Kept {
     ) -> Result<Option<Task>> {
         let (tcp, id) = self.dial().await?;
         let work = async |session: &replica::Session<'_, _, _, _, Tcp>| {
-            let (seeding, first) = session.catch_up().await?;
+            // An order need not wait for a seeding: what it leaves half done is resumed or undone.
+            let (seeding, first) = tokio::select! {
+                order = orders.recv() => return Ok(order),
+                caught_up = session.catch_up() => caught_up?,
+            };
             *wait = RETRY_AFTER;
             if let Some(seeding) = seeding {
                 (self.news)(&News::Seeded(seeding));

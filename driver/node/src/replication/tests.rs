@@ -109,6 +109,7 @@ impl Pair {
             directory: dirs.1.path().to_owned(),
             handle: target.clone(),
             adopt: None,
+            offered: Arc::default(),
         };
         receiving.add(standby).await.unwrap();
         Pair {

@@ -1,0 +1,237 @@
+//! The replicas that a volume keeps, and its way to a new owner.
+
+use super::peers::ReplicaRecord;
+use super::status::ReplicaStatus;
+use crate::engine::VolumeHandle;
+use crate::replication::{Redirect, ReplicaHandle, ReplicaSpec, Sending};
+use block::{Error, ErrorKind, Generation, NodeName, Result, VolumeId, VolumeName};
+use nbd::client::Uri;
+use proto::v1::{CutoverPhase, CutoverProgress};
+use replica::Tuning;
+use replica::cutover::{Phase, Plan, Report, Update};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use storage::ImageFile;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+
+/// The longest that a cutover may hold the guest before it gives the attempt up. Convergence ends
+/// when an increment fits a quarter of it.
+const FREEZE_BUDGET: Duration = Duration::from_millis(400);
+
+/// A replica that is kept.
+#[derive(Clone)]
+pub(super) struct Kept {
+    handle: ReplicaHandle,
+    pub status: ReplicaStatus,
+    pub address: SocketAddr,
+    /// Where guests find the node, once the volume is handed over to it.
+    new_owner: Arc<Mutex<Option<SocketAddr>>>,
+    to: NodeName,
+}
+
+/// The volume of a replica.
+pub(super) struct Source {
+    pub name: VolumeName,
+    pub id: VolumeId,
+    pub handle: VolumeHandle,
+    pub image: ImageFile,
+}
+
+impl Kept {
+    /// Keep the replica of a record.
+    pub async fn start(sending: &Sending, source: Source, record: &ReplicaRecord) -> Result<Kept> {
+        let to = record.name()?;
+        let status = ReplicaStatus::default();
+        let told = status.clone();
+        let new_owner = Arc::default();
+        let redirect = redirect(&source, Arc::clone(&new_owner));
+        let rate = record.rate_bytes_per_second;
+        let spec = ReplicaSpec {
+            id: source.id,
+            handle: source.handle,
+            image: source.image,
+            replica: to.clone(),
+            address: record.address,
+            interval: Duration::from_millis(record.interval_ms),
+            tuning: Tuning {
+                rate: (rate > 0).then_some(rate),
+                ..Tuning::default()
+            },
+            news: Arc::new(move |news| told.take(news)),
+            redirect,
+        };
+        Ok(Kept {
+            handle: sending.add(spec).await?,
+            status,
+            address: record.address,
+            new_owner,
+            to,
+        })
+    }
+
+    /// Whether its task has not ended.
+    pub fn is_running(&self) -> bool {
+        self.handle.is_running()
+    }
+
+    /// Stop keeping it.
+    pub async fn stop(&self) -> Result<()> {
+        match self.handle.stop().await {
+            // It has ended by itself.
+            Err(e) if e.kind() == ErrorKind::Disconnected => Ok(()),
+            result => result,
+        }
+    }
+
+    fn set_new_owner(&self, nbd: SocketAddr) {
+        // One value: a panic cannot have left it half changed.
+        *self
+            .new_owner
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(nbd);
+    }
+
+    fn plan(&self, next: Generation) -> Plan {
+        Plan {
+            to: self.to.clone(),
+            next,
+            freeze_budget: FREEZE_BUDGET,
+        }
+    }
+
+    /// Hand the volume over in generation `next` to the replica's node, where guests connect to `nbd`.
+    pub async fn hand_over(
+        &self,
+        next: Generation,
+        nbd: SocketAddr,
+        progress: mpsc::Sender<CutoverProgress>,
+    ) -> Result<Report> {
+        self.set_new_owner(nbd);
+        let (status, told) = (self.status.clone(), progress.clone());
+        let watch = move |update: &Update| {
+            if update.phase == Phase::Mirror {
+                status.mirroring();
+            }
+            // A watcher that is slow misses a report and nothing else.
+            let _ = told.try_send(to_proto(update));
+        };
+        let report = self
+            .handle
+            .cut_over(self.plan(next), Box::new(watch))
+            .await?;
+        let _ = progress.send(finished(&report)).await; // nobody watches
+        Ok(report)
+    }
+
+    /// Finish the hand-over of a volume whose record says that it was relinquished, in the background
+    /// and for as long as it takes.
+    pub fn finish_handover(&self, next: Generation, epoch: block::Epoch, nbd: SocketAddr) {
+        self.set_new_owner(nbd);
+        let (kept, plan) = (self.clone(), self.plan(next));
+        tokio::spawn(async move {
+            let done = kept
+                .handle
+                .roll_forward(plan, epoch, Box::new(|_| ()))
+                .await;
+            match done {
+                Ok(()) => tracing::info!("the hand-over to {} is complete", kept.to),
+                Err(e) => {
+                    tracing::error!("hand over to {}: {e}", kept.to);
+                    kept.status.trouble(e.to_string());
+                }
+            }
+        });
+    }
+}
+
+/// Make the volume forward to its new owner. Forwarding outlives the mover's task: it runs on the
+/// node's own runtime.
+fn redirect(source: &Source, new_owner: Arc<Mutex<Option<SocketAddr>>>) -> Redirect {
+    let (handle, name, runtime) = (
+        source.handle.clone(),
+        source.name.clone(),
+        Handle::current(),
+    );
+    Arc::new(move |to, _| {
+        let (answer, answered) = oneshot::channel();
+        let nbd = *new_owner.lock().unwrap_or_else(PoisonError::into_inner);
+        let (handle, name) = (handle.clone(), name.clone());
+        runtime.spawn(async move {
+            let _ = answer.send(forward(&handle, &name, &to, nbd).await); // the node ends
+        });
+        answered
+    })
+}
+
+async fn forward(
+    handle: &VolumeHandle,
+    name: &VolumeName,
+    to: &NodeName,
+    nbd: Option<SocketAddr>,
+) -> Result<()> {
+    let nbd = nbd.ok_or_else(|| {
+        Error::new(
+            ErrorKind::Broken,
+            format!("redirect {name} to {to}: its address is not known"),
+        )
+    })?;
+    let uri: Uri = format!("nbd://{nbd}/{name}").parse()?;
+    handle.forward(uri).await?;
+    // It was frozen for the hand-over; should the volume come back, it must not be.
+    handle.thaw().await
+}
+
+fn whole(rate: f64) -> u64 {
+    rate.max(0.0) as u64
+}
+
+fn to_proto(update: &Update) -> CutoverProgress {
+    let phase = match update.phase {
+        Phase::Prepare => CutoverPhase::Prepare,
+        Phase::Converge | Phase::Mirror => CutoverPhase::Converge,
+        Phase::Freeze => CutoverPhase::Freeze,
+        Phase::Relinquish => CutoverPhase::Relinquish,
+        Phase::Activate => CutoverPhase::Activate,
+        Phase::Redirect => CutoverPhase::Redirect,
+    };
+    let mut notes = Vec::new();
+    if let Some(limit) = update.paced {
+        notes.push(format!(
+            "the guest's writes are paced to {:.1} MB/s",
+            limit as f64 / 1e6
+        ));
+    }
+    if let Some(lacking) = update.lacking() {
+        notes.push(format!(
+            "the link lacks {:.1} MB/s to keep up with the guest",
+            lacking / 1e6
+        ));
+    }
+    if update.phase == Phase::Mirror {
+        notes.push("the guest's writes wait for the replica until it has all".to_owned());
+    }
+    CutoverProgress {
+        phase: phase.into(),
+        bytes_left: update.dirty,
+        dirty_bytes_per_second: whole(update.dirty_rate),
+        send_bytes_per_second: whole(update.link_rate),
+        eta_ms: update
+            .eta
+            .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+        note: notes.join("; "),
+        ..CutoverProgress::default()
+    }
+}
+
+fn finished(report: &Report) -> CutoverProgress {
+    let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+    CutoverProgress {
+        phase: CutoverPhase::Done.into(),
+        frozen_micros: micros(report.frozen),
+        converge_micros: micros(report.converging),
+        generation: report.generation.0,
+        ..CutoverProgress::default()
+    }
+}

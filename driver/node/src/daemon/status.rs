@@ -1,0 +1,117 @@
+//! How a replica stands, written by its task and read by reports.
+
+use crate::replication::News;
+use block::Epoch;
+use proto::v1;
+use replica::{Event, Increment};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// Increments remembered for a replica's report.
+const INCREMENTS_KEPT: usize = 32;
+
+/// Shared between a replica's task and those who ask.
+#[derive(Clone, Debug, Default)]
+pub struct ReplicaStatus(Arc<Mutex<Inner>>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: v1::ReplicaState,
+    epoch: Epoch,
+    seed: Option<v1::SeedProgress>,
+    increments: VecDeque<v1::Increment>,
+    trouble: String,
+    /// When what the replica has was the present.
+    as_of: Option<Instant>,
+}
+
+fn micros(d: std::time::Duration) -> u64 {
+    u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl Inner {
+    fn committed(&mut self, increment: &Increment) {
+        self.state = v1::ReplicaState::Consistent;
+        self.epoch = increment.epoch;
+        self.as_of = Instant::now().checked_sub(increment.elapsed);
+        self.trouble.clear();
+        if self.increments.len() == INCREMENTS_KEPT {
+            self.increments.pop_front();
+        }
+        self.increments.push_back(v1::Increment {
+            epoch: increment.epoch.0,
+            dirty_bytes: increment.dirty,
+            sent_bytes: increment.sent,
+            micros: micros(increment.elapsed),
+        });
+    }
+}
+
+impl ReplicaStatus {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Plain values: a panic elsewhere cannot have left them half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Take what the replica's task has to say.
+    pub(super) fn take(&self, news: &News) {
+        let mut inner = self.inner();
+        match news {
+            News::Event(Event::Seeding(p)) => {
+                inner.state = v1::ReplicaState::Seeding;
+                inner.seed = Some(v1::SeedProgress {
+                    bytes_total: p.total,
+                    bytes_done: p.done,
+                    bytes_sent: p.sent,
+                    micros: micros(p.elapsed),
+                });
+            }
+            News::Event(Event::Increment(..)) => {
+                if inner.state == v1::ReplicaState::Seeding {
+                    inner.state = v1::ReplicaState::CatchingUp;
+                }
+            }
+            News::Seeded(seeding) => {
+                inner.state = v1::ReplicaState::CatchingUp;
+                let total = inner.seed.map_or(seeding.total, |s| s.bytes_total);
+                inner.seed = Some(v1::SeedProgress {
+                    bytes_total: total,
+                    bytes_done: total,
+                    bytes_sent: seeding.sent,
+                    micros: micros(seeding.elapsed),
+                });
+            }
+            News::Committed(increment) => inner.committed(increment),
+            News::Failed(why) => {
+                tracing::warn!("replica: {why}");
+                inner.trouble.clone_from(why);
+            }
+        }
+    }
+
+    pub(super) fn mirroring(&self) {
+        self.inner().state = v1::ReplicaState::Mirroring;
+    }
+
+    pub(super) fn trouble(&self, what: String) {
+        self.inner().trouble = what;
+    }
+
+    /// As the controller wants it.
+    #[must_use]
+    pub fn report(&self, node: &str, lag_bytes: u64) -> v1::ReplicaReport {
+        let inner = self.inner();
+        let lag = inner.as_of.map_or(0, |t| t.elapsed().as_millis());
+        v1::ReplicaReport {
+            node: node.to_owned(),
+            state: inner.state.into(),
+            epoch: inner.epoch.0,
+            lag_bytes,
+            lag_ms: u64::try_from(lag).unwrap_or(u64::MAX),
+            seed: inner.seed,
+            increments: inner.increments.iter().copied().collect(),
+            trouble: inner.trouble.clone(),
+        }
+    }
+}
