@@ -32,6 +32,8 @@ use wire::{Message, SessionId};
 const ROUNDS_MAX: usize = 20;
 /// A round that leaves more than this part of the one before does not converge by itself.
 const SHRINKING_PERCENT: u32 = 80;
+/// Rounds that fit the freeze but shrink no more, before one of them is taken.
+const IDLE_ROUNDS: usize = 6;
 /// Rounds in which pacing must show, before the guest is paced to half again.
 const PACED_ROUNDS: usize = 2;
 /// Never pace a guest below this: it would look dead. The mirror takes over.
@@ -50,6 +52,9 @@ pub struct Plan {
     pub next: Generation,
     /// The guest may be held for so long before ownership is given up; then the cutover aborts.
     pub freeze_budget: Duration,
+    /// What the last increment should take: more rounds are made for it while they help. One that
+    /// takes a quarter of the budget is good enough if they do not.
+    pub last_increment: Duration,
 }
 
 /// Where a cutover is.
@@ -305,10 +310,12 @@ impl<O: Fn(&Update)> Attempt<'_, O> {
     ) -> Result<bool> {
         let source = &session.sender.source;
         let fits = self.plan.freeze_budget / 4;
+        let aim = self.plan.last_increment.min(fits);
         let mut paced: Option<(u64, usize)> = None;
+        let mut idle_rounds = 0;
         let mut last = first;
         for round in 0..ROUNDS_MAX {
-            if round > 0 && last.elapsed <= fits {
+            if round > 0 && last.elapsed <= aim || idle_rounds == IDLE_ROUNDS {
                 return Ok(true);
             }
             let this = session.increment().await?;
@@ -316,7 +323,11 @@ impl<O: Fn(&Update)> Attempt<'_, O> {
             (self.observe)(&update);
             let shrinks = this.elapsed * 100 <= last.elapsed * SHRINKING_PERCENT;
             last = this;
-            if shrinks || last.elapsed <= fits {
+            if shrinks {
+                continue;
+            }
+            if last.elapsed <= fits {
+                idle_rounds += 1;
                 continue;
             }
             let limit = match paced {

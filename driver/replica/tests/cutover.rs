@@ -23,6 +23,7 @@ fn plan() -> Plan {
         to: "b".parse().unwrap(),
         next: Generation(2),
         freeze_budget: Duration::from_secs(10),
+        last_increment: Duration::from_millis(5),
     }
 }
 

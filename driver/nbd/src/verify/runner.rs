@@ -18,6 +18,8 @@ pub(super) const COMPLAINTS_MAX: usize = 20;
 
 /// Digits of the latency histograms.
 const DIGITS: u8 = 3;
+/// The longest latency that is told apart: five minutes. A client that waits longer has lost its disk.
+const LONGEST_NANOS: u64 = 300_000_000_000;
 
 /// What a verifier does.
 #[derive(Clone, Debug)]
@@ -165,7 +167,7 @@ impl Verifier {
             ));
         }
         let histogram = || {
-            Histogram::new(DIGITS)
+            Histogram::new_with_bounds(1, LONGEST_NANOS, DIGITS)
                 .map_err(|e| Error::new(ErrorKind::Broken, format!("latency histogram: {e}")))
         };
         let shared = Arc::new(Shared {

@@ -16,9 +16,10 @@ use storage::ImageFile;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-/// The longest that a cutover may hold the guest before it gives the attempt up. Convergence ends
-/// when an increment fits a quarter of it.
-const FREEZE_BUDGET: Duration = Duration::from_millis(400);
+/// The longest that a cutover may hold the guest before it gives the attempt up.
+const FREEZE_BUDGET: Duration = Duration::from_secs(1);
+/// What the last increment should take, so that the guest is held for a few milliseconds in all.
+const LAST_INCREMENT: Duration = Duration::from_millis(3);
 
 /// A replica that is kept.
 #[derive(Clone)]
@@ -98,6 +99,7 @@ impl Kept {
             to: self.to.clone(),
             next,
             freeze_budget: FREEZE_BUDGET,
+            last_increment: LAST_INCREMENT,
         }
     }
 

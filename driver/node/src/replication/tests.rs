@@ -185,6 +185,7 @@ fn plan() -> Plan {
         to: "b".parse().unwrap(),
         next: Generation(2),
         freeze_budget: Duration::from_secs(1),
+        last_increment: Duration::from_millis(5),
     }
 }
 
