@@ -275,6 +275,16 @@ impl Volume {
                 ),
             ));
         }
+        if self.epochs.open() != epoch.next() {
+            // The target's epochs go on from this one, and a number must mean one point in time only.
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "relinquish to {to}: epoch {epoch} was the last, but another replica's has been \
+                     closed since; rotate and commit once more"
+                ),
+            ));
+        }
         self.after_sync(AfterSync::Relinquish {
             to: to.clone(),
             generation,
@@ -409,6 +419,8 @@ impl Volume {
             ));
         }
         let control = self.new_control()?;
+        // What the mirror has is committed by now, and it answers no flush any more.
+        self.mirror_off(Nanos::ZERO);
         if self.flush.is_clean() {
             self.record(Nanos::ZERO, record, control);
         } else {

@@ -30,6 +30,9 @@ impl Volume {
     /// Begin to track what a replica or checkpoint lacks.
     pub fn add_cursor(&mut self, name: CursorName, start: Start) -> Result<Control> {
         self.must_own("add a cursor")?;
+        if start == Start::Now {
+            self.must_not_end_a_mirrors_epoch(&name)?;
+        }
         let refuse = |kind, why: String| Err(Error::new(kind, format!("track {name}: {why}")));
         if self.epochs.cursor(&name).is_some() {
             return refuse(ErrorKind::Exists, "it is tracked already".into());
@@ -94,21 +97,21 @@ impl Volume {
     }
 
     /// Close the open epoch and hand out what the replica lacks as of it. Read it after
-    /// [`Action::Settled`].
+    /// [`Action::Settled`]. A snapshot that the replica still has is abandoned: whoever asked for it
+    /// may have gone before it was settled.
     pub fn rotate(&mut self, name: &CursorName) -> Result<Arc<Snapshot>> {
         self.must_own("rotate")?;
         let cursor = self.must_have(name)?.epoch;
-        if self.epochs.live.iter().any(|l| l.name == *name) {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!("rotate for {name}: its last snapshot is neither committed nor abandoned"),
-            ));
-        }
+        self.must_not_end_a_mirrors_epoch(name)?;
+        self.forget_live(|l| l.name == *name);
         let mirrored = |m: &Mirror| m.name == *name && cursor.next() >= m.from;
         let mirrored = self.mirror.as_ref().is_some_and(mirrored);
         let closed = self.close_epoch();
         let snapshot = self.epochs.snapshot(name, closed, mirrored);
         self.announce();
+        // Only now: what waited for the snapshot that was given up belongs to the next epoch, and may
+        // have to wait for this one.
+        self.wake_saves();
         Ok(snapshot)
     }
 
@@ -327,6 +330,21 @@ impl Volume {
             if self.epochs.touches(a) {
                 meta.intents.set(a);
             }
+        }
+    }
+
+    /// A mirror's epoch ends with its own rotation: what it has is committed under that number.
+    fn must_not_end_a_mirrors_epoch(&self, name: &CursorName) -> Result<()> {
+        match &self.mirror {
+            Some(m) if m.name != *name => Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "close an epoch for {name}: the volume is mirrored for {}; try again when that \
+                     is over",
+                    m.name
+                ),
+            )),
+            _ => Ok(()),
         }
     }
 

@@ -424,3 +424,109 @@ fn an_intent_outlives_the_replicas_commit_until_the_image_is_synced() {
     );
     assert_eq!(a.vol.deadline(), None);
 }
+
+/// A volume went from one node to the next and in the end back to the first, which had not been
+/// restarted: it owned the volume again and let nobody in, because it was still frozen from the day
+/// it had given the volume away.
+#[test]
+fn a_node_that_gets_a_volume_back_serves_it() {
+    let mut a = Node::new(1 << 30, owner());
+    let epoch = ready_to_relinquish(&mut a);
+    let n2 = "n2".parse().unwrap();
+    let c = a.vol.relinquish(&n2, Generation(2), epoch).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    a.vol.forward(NOW, true).unwrap();
+
+    let c = a.vol.activate(Generation(3), Epoch(epoch.0 + 100)).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    assert_eq!(a.write(1, 5), Admission::Issue);
+}
+
+/// A connection broke while its sender waited for a rotation to settle. Nobody knew of the snapshot
+/// then, nobody abandoned it, and every later rotation for that replica was refused.
+#[test]
+fn a_rotation_that_nobody_waits_for_any_more_does_not_block_the_next() {
+    let mut a = Node::new(1 << 30, owner());
+    let c = a.vol.add_cursor(replica("n2"), Start::Now).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    let lost = a.vol.rotate(&replica("n2")).unwrap();
+    let next = a.vol.rotate(&replica("n2")).unwrap();
+    assert!(lost.is_overrun() && !next.is_overrun());
+    assert!(a.said(|x| matches!(x, Action::Settled(s) if s.epoch() == next.epoch())));
+    let refused = a.vol.committed(&replica("n2"), lost.epoch()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotFound);
+    a.vol.committed(&replica("n2"), next.epoch()).unwrap();
+}
+
+/// While a volume was mirrored to one node, an increment for another closed the open epoch. What the
+/// mirror had of it was counted under a number that never ended, the next rotation found a mirrored
+/// epoch without a write, and the mirror committed that: acknowledged writes were missing from it.
+#[test]
+fn an_epoch_that_a_mirror_receives_ends_for_nobody_else() {
+    let mut a = Node::new(1 << 30, owner());
+    for node in ["n2", "n3"] {
+        let c = a.vol.add_cursor(replica(node), Start::Now).unwrap();
+        assert_eq!(a.ended(c), Some(Ok(())));
+        let c = a.vol.seeded(&replica(node)).unwrap();
+        assert_eq!(a.ended(c), Some(Ok(())));
+    }
+    let first = a.vol.mirror_on(&replica("n2")).unwrap();
+    assert!(a.said(|x| matches!(x, Action::Settled(_))));
+    let refused = a.vol.rotate(&replica("n3")).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Busy);
+    let checkpoint = volume::CursorName::Checkpoint("backup".parse().unwrap());
+    let refused = a.vol.add_cursor(checkpoint, Start::Now).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Busy);
+    a.vol.committed(&replica("n2"), first.epoch()).unwrap();
+    assert!(a.vol.rotate(&replica("n2")).unwrap().is_mirrored());
+    a.vol.mirror_off(NOW);
+    a.vol.rotate(&replica("n3")).unwrap();
+}
+
+/// Frozen for a hand-over at epoch 74, the volume closed epoch 75 for a third node, empty as it was.
+/// The new owner went on from 74 and its own 75 had writes; the third node said that it had 75, was
+/// believed, and never got them.
+#[test]
+fn no_epoch_is_given_out_after_the_one_that_is_handed_over() {
+    let mut a = Node::new(1 << 30, owner());
+    let c = a.vol.add_cursor(replica("n3"), Start::Now).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    let epoch = ready_to_relinquish(&mut a);
+    let later = a.vol.rotate(&replica("n3")).unwrap();
+    let n2 = "n2".parse().unwrap();
+    let refused = a.vol.relinquish(&n2, Generation(2), epoch).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Busy);
+    a.vol.abandon(&replica("n3"), later.epoch());
+    a.vol.thaw(NOW);
+    let now = a.write(1, 5) == Admission::Issue;
+    let served = now || a.said(|x| matches!(x, Action::Issue(RequestId(1))));
+    assert!(served, "the source serves on");
+}
+
+/// A mirrored volume was to be relinquished. Its last sync was a round with the mirror, whose sender
+/// had ended with the last epoch: the guest was frozen for ever.
+#[test]
+fn a_mirrored_volume_is_relinquished_without_the_mirror() {
+    let mut a = Node::new(1 << 30, owner());
+    let c = a.vol.add_cursor(replica("n2"), Start::Now).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    let c = a.vol.seeded(&replica("n2")).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    let first = a.vol.mirror_on(&replica("n2")).unwrap();
+    a.run();
+    let c = a.vol.committed(&replica("n2"), first.epoch()).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    let _ = a.write(0, 5);
+    a.run();
+    let _ = a.vol.complete(NOW, RequestId(0), Ok(()));
+    a.vol.mirrored(NOW, RequestId(0), Ok(()));
+    a.vol.freeze();
+    let last = a.vol.rotate(&replica("n2")).unwrap();
+    a.run();
+    assert!(last.is_mirrored() && last.is_settled());
+    let c = a.vol.committed(&replica("n2"), last.epoch()).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    let n2 = "n2".parse().unwrap();
+    let c = a.vol.relinquish(&n2, Generation(2), last.epoch()).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+}
