@@ -175,8 +175,15 @@ pub async fn run<S: Source, D: Disk, C: Clock, T: Transport>(
                 sender.volume, plan.to
             )));
     };
-    // Whether the record is durable is not known after a failure: the volume decides, nobody thaws.
-    let epoch = relinquished.map_err(|e| e.within("relinquish the volume"))?;
+    let epoch = match relinquished {
+        Ok(epoch) => epoch,
+        Err(e) => {
+            // Refused, or the record's sync failed. The volume knows: one that has stopped, or that
+            // may have been given up, does not thaw.
+            give_up(sender, &attempt).await?;
+            return Err(e.within("relinquish the volume"));
+        }
+    };
     match session {
         Ok(()) => redirect(sender, plan, &observe).await?,
         Err(_) => roll_forward(sender, plan, epoch, dial, &observe).await?,

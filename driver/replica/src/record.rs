@@ -1,9 +1,9 @@
 //! The receiver's durable record: what its copy of the volume is.
 //!
 //! Two 4 KiB pages, written in turn, each with the volume's UUID, a sequence number and a CRC. The
-//! page with the highest sequence that checks is the record; a page that does not check counts as
-//! never written, so the worst that a torn or rotten page does is to make the copy look older, and
-//! then the source compares it by digest.
+//! page with the highest sequence that checks is the record. It lies in one sector, so a power cut
+//! leaves the old or the new one; a page that holds something else has rotted, and may have said that
+//! the image was being changed. Then the copy counts as empty: the source compares it by digest.
 
 use block::{AlignedBuf, Disk, Epoch, Error, ErrorKind, Generation, Result, VolumeId};
 use std::cell::Cell;
@@ -124,6 +124,7 @@ impl<D: Disk> Store<D> {
     /// Read the record of `volume`'s copy; a disk without one gives [`State::Empty`].
     pub(crate) async fn open(disk: D, volume: VolumeId, size: u64) -> Result<Store<D>> {
         let mut newest: Option<(u64, Record)> = None;
+        let mut rotten = false;
         for slot in 0..2 {
             let (result, page) = disk
                 .read(slot * PAGE as u64, AlignedBuf::zeroed(PAGE))
@@ -133,6 +134,7 @@ impl<D: Disk> Store<D> {
                 continue;
             };
             if raw.magic != MAGIC || raw.version != VERSION || raw.crc.get() != raw.sum() {
+                rotten |= !page.is_zero();
                 continue;
             }
             if raw.volume != volume.0 || raw.size.get() != size {
@@ -153,7 +155,11 @@ impl<D: Disk> Store<D> {
                 newest = Some((sequence, record));
             }
         }
-        let (sequence, record) = newest.unwrap_or((0, EMPTY));
+        let (sequence, mut record) = newest.unwrap_or((0, EMPTY));
+        if rotten {
+            tracing::error!(%volume, "the replica record has rotted: the copy is compared anew");
+            record.state = State::Empty;
+        }
         Ok(Store {
             disk,
             volume,

@@ -262,12 +262,24 @@ impl<S: Source, D: Disk, C: Clock, T: Transport> Session<'_, S, D, C, T> {
         let held = self.sender.held.borrow().as_ref().map(Pending::epoch);
         let Some(epoch) = held else { return Ok(()) };
         if peer.state == ReplicaState::Consistent && peer.epoch >= epoch {
-            source.committed(epoch).await?;
+            self.committed(epoch).await?;
         } else {
             source.abandon(epoch).await?;
+            *self.sender.held.borrow_mut() = None;
         }
-        *self.sender.held.borrow_mut() = None;
         Ok(())
+    }
+
+    /// The receiver has a snapshot's epoch. False if the volume had given the snapshot up by then:
+    /// all of it still counts as dirty, and nothing of it is to be remembered.
+    pub(crate) async fn committed(&self, epoch: Epoch) -> Result<bool> {
+        let result = self.sender.source.committed(epoch).await;
+        let known = match result {
+            Err(e) if e.kind() == ErrorKind::NotFound => false,
+            result => result.map(|()| true)?,
+        };
+        *self.sender.held.borrow_mut() = None;
+        Ok(known)
     }
 
     /// Whether the receiver's copy can be built on with increments.

@@ -379,3 +379,65 @@ fn an_overrun_epoch_is_given_up_and_the_next_one_taken() {
         result.unwrap();
     });
 }
+
+/// A snapshot was overrun between the end of its epoch and the receiver's answer. The volume knew
+/// nothing of it any more and refused the commit; the sender kept it, and every later connection began
+/// with the same refusal: the replica was never updated again.
+#[test]
+fn an_epoch_that_is_overrun_after_it_was_sent_is_sent_again() {
+    let dice = Dice::new(81);
+    let size = 4 * MIB;
+    let volume = volume(size, &dice);
+    run(async {
+        let node = Node::new(size, &dice);
+        let receiver = node.open().await.unwrap();
+        let sender = sender(&volume);
+        let catch_up = async |s: &world::node::TestSession<'_>| s.catch_up().await;
+        let first = connection(&dice, &sender, &receiver, CLEAN, catch_up).await;
+        first.0.unwrap();
+        for lost in [false, true] {
+            volume.write(MIB, &[7; 8192]);
+            volume.s.forgotten.set(true);
+            // The answer arrives at once, or only the next hello tells of it.
+            let faults = if lost {
+                (Fault::None, Fault::Cut(80))
+            } else {
+                CLEAN
+            };
+            let before = receiver.record().epoch;
+            let _ = connection(&dice, &sender, &receiver, faults, catch_up).await;
+            let (result, ..) = connection(&dice, &sender, &receiver, CLEAN, catch_up).await;
+            result.unwrap();
+            assert!(receiver.record().epoch > before && !volume.s.forgotten.get());
+            assert_consistent(&node, &receiver, &volume);
+        }
+    });
+}
+
+/// An epoch was being applied when the node died, and the page of the record that said so rotted. The
+/// older page said that the copy was consistent; it was neither the one epoch nor the other.
+#[test]
+fn a_rotten_record_is_not_taken_for_the_older_one() {
+    let dice = Dice::new(91);
+    let size = 4 * MIB;
+    let volume = volume(size, &dice);
+    run(async {
+        let node = Node::new(size, &dice);
+        let sender = sender(&volume);
+        let catch_up = async |s: &world::node::TestSession<'_>| s.catch_up().await;
+        for slot in [0, 4096] {
+            let receiver = node.open().await.unwrap();
+            volume.write(MIB, &[3; 4096]);
+            let (result, ..) = connection(&dice, &sender, &receiver, CLEAN, catch_up).await;
+            result.unwrap();
+            let byte = node.replica.peek(slot + 20, 1)[0];
+            node.replica.poke(slot + 20, &[byte ^ 1]);
+            let receiver = node.open().await.unwrap();
+            assert_eq!(receiver.record().state, State::Empty);
+            let (result, _, sent) = connection(&dice, &sender, &receiver, CLEAN, catch_up).await;
+            result.unwrap();
+            assert!(sent < MIB / 4, "{sent} bytes: it is compared, not copied");
+            assert_consistent(&node, &receiver, &volume);
+        }
+    });
+}

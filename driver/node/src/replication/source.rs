@@ -170,11 +170,7 @@ impl Source for ShardSource {
 
     async fn rotate(&self) -> Result<Arc<Snapshot>> {
         let name = self.name.clone();
-        let rotate = move |v: &mut Volume, _| {
-            // A session that broke while it waited for this answer never had the snapshot.
-            v.abandon_any(&name);
-            v.rotate(&name)
-        };
+        let rotate = move |v: &mut Volume, _| v.rotate(&name);
         let snapshot = self.handle.snapshot(rotate).await?;
         self.refresh().await?;
         Ok(snapshot)

@@ -401,6 +401,8 @@ impl<'a, D: Disk, G: Target, T: Transport> Serving<'a, D, G, T> {
             self.increment.take()
         } else if self.mirror.as_ref().is_some_and(|o| o.epoch == epoch) {
             self.mirror.take()
+        } else if self.mirror.is_some() {
+            return Err(unexpected("the end of an epoch that is not the mirror's"));
         } else {
             None
         };

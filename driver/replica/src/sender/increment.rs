@@ -77,11 +77,12 @@ impl<S: Source, D: Disk, C: Clock, T: Transport> Session<'_, S, D, C, T> {
         self.inbox
             .wait(|i| (i.acked.get() == Some(epoch)).then_some(()))
             .await;
-        sender.source.committed(epoch).await?;
-        *sender.held.borrow_mut() = None;
         let mut peer = self.peer.get();
         (peer.state, peer.epoch) = (ReplicaState::Consistent, epoch);
         self.peer.set(peer);
+        if !self.committed(epoch).await? {
+            return Ok(None);
+        }
         Ok(Some(Increment {
             epoch,
             dirty,

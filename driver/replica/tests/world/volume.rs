@@ -79,6 +79,8 @@ pub struct State {
     pub paced: Cell<Option<u64>>,
     pub saves: Cell<u64>,
     pub overruns: Cell<u64>,
+    /// The next snapshot is overrun after its last block was read, and before it is committed.
+    pub forgotten: Cell<bool>,
     mirroring: Cell<bool>,
     mirror: RefCell<VecDeque<MirrorItem>>,
     unanswered: RefCell<BTreeSet<u32>>,
@@ -245,6 +247,10 @@ impl Source for MemVolume {
         Ok(snapshot)
     }
     async fn committed(&self, epoch: Epoch) -> Result<()> {
+        if self.s.forgotten.replace(false) {
+            self.abandon(epoch).await?;
+            return Err(Error::new(ErrorKind::NotFound, "it was overrun"));
+        }
         let snapshot = self.s.snapshot.borrow_mut().take();
         assert_eq!(snapshot.map(|s| s.epoch()), Some(epoch));
         self.s.cursor.set(Some(epoch));
