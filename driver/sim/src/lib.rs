@@ -1,1 +1,17 @@
-//! Simulated disk, network and clock, and the oracles. Tests only.
+//! Simulated disks, network and clock, and the oracles. Tests only.
+//!
+//! The crates that ship run inside: `volume`, `replica` and `wire` are the real ones, driven through
+//! the seams that production uses. Everything else, the disks, the network, the guests and the engine
+//! that carries out what a volume asks for, is here, in one thread and in virtual time.
+
+pub mod dice;
+pub mod disk;
+pub mod guest;
+pub mod host;
+pub mod ledger;
+pub mod net;
+pub mod node;
+mod owner;
+pub mod seam;
+pub mod swarm;
+pub mod world;

@@ -1,0 +1,353 @@
+//! What a volume may hold: every write that its guests made, and what each sector may be because of
+//! it.
+//!
+//! A write is *ended* when nothing of it can happen any more (answered, failed, or its node died),
+//! *acknowledged* when the guest was told, *flushed* when a later flush (or its own FUA) was. A
+//! sector holds the last write acknowledged or one that overlapped it in time or came later; after a
+//! power cut the same holds of the last one flushed.
+//!
+//! The ledger also knows the *point in time*: the content of the volume in the gate's order at each
+//! rotation, which is what a consistent replica must equal.
+
+use block::sector::{Seen, Stamp};
+use block::{Epoch, SECTOR_BYTES, Span, VolumeId};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+/// What a sector holds: the number of a write's stamp; `None` for zeroes.
+pub type Content = Option<u64>;
+
+#[derive(Clone, Debug)]
+struct Version {
+    write: u64,
+    content: Content,
+    submitted: u64,
+    ended: Option<u64>,
+    acknowledged: Option<u64>,
+    flushed: bool,
+}
+
+/// What a sector is expected to be at a point in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Expected {
+    write: u64,
+    content: Content,
+}
+
+/// The content of the hot sectors at a point in time.
+type Point = Rc<BTreeMap<u64, Expected>>;
+
+struct State {
+    tick: u64,
+    writes: u64,
+    sectors: BTreeMap<u64, Vec<Version>>,
+    /// In the gate's order.
+    now: BTreeMap<u64, Expected>,
+    points: BTreeMap<Epoch, Point>,
+    /// Writes that failed: their sectors may be anything that was written there.
+    failed: BTreeSet<u64>,
+    /// Highest generation in which a request was acknowledged, and by which node.
+    owner: (u64, u32),
+    /// The node whose image is the volume.
+    holder: u32,
+    handovers: u64,
+}
+
+/// The ledger of one volume. Cheap to clone.
+#[derive(Clone)]
+pub struct Ledger {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The sectors that guests write, ascending.
+    pub hot: Rc<Vec<u64>>,
+    state: Rc<RefCell<State>>,
+}
+
+impl Ledger {
+    /// A ledger over a volume of zeroes whose guests write only `hot` sectors.
+    #[must_use]
+    pub fn new(volume: VolumeId, hot: Vec<u64>) -> Ledger {
+        let state = State {
+            tick: 0,
+            writes: 0,
+            sectors: hot.iter().map(|s| (*s, vec![Version::zero()])).collect(),
+            now: hot.iter().map(|s| (*s, Expected::ZERO)).collect(),
+            points: BTreeMap::new(),
+            failed: BTreeSet::new(),
+            owner: (0, 0),
+            holder: 0,
+            handovers: 0,
+        };
+        Ledger {
+            volume,
+            hot: Rc::new(hot),
+            state: Rc::new(RefCell::new(state)),
+        }
+    }
+
+    /// The hot sectors of a span.
+    pub fn within(&self, span: Span) -> impl Iterator<Item = u64> + '_ {
+        let first = span.offset / SECTOR_BYTES;
+        let end = span.end().div_ceil(SECTOR_BYTES);
+        let from = self.hot.partition_point(|s| *s < first);
+        self.hot[from..]
+            .iter()
+            .copied()
+            .take_while(move |s| *s < end)
+    }
+
+    /// A moment.
+    #[must_use]
+    pub fn tick(&self) -> u64 {
+        let mut state = self.state.borrow_mut();
+        state.tick += 1;
+        state.tick
+    }
+
+    /// A guest submits a write, or a zeroing; its number is its stamp's.
+    #[must_use]
+    pub fn submit(&self, span: Span, zero: bool) -> u64 {
+        let submitted = self.tick();
+        let mut state = self.state.borrow_mut();
+        state.writes += 1;
+        let write = state.writes;
+        for s in self.within(span) {
+            let version = Version {
+                write,
+                content: (!zero).then_some(write),
+                submitted,
+                ended: None,
+                acknowledged: None,
+                flushed: false,
+            };
+            state.sectors.entry(s).or_default().push(version);
+        }
+        write
+    }
+
+    /// The bytes of a write.
+    #[must_use]
+    pub fn payload(&self, span: Span, write: u64) -> Vec<u8> {
+        let mut bytes = vec![0; span.len as usize];
+        let stamp = Stamp {
+            volume: self.volume,
+            lba: span.offset / SECTOR_BYTES,
+            sequence: write,
+        };
+        stamp.encode_run(&mut bytes);
+        bytes
+    }
+
+    /// The gate issues a write.
+    pub fn issued(&self, span: Span, write: u64, zero: bool) {
+        let mut state = self.state.borrow_mut();
+        for s in self.within(span) {
+            let content = (!zero).then_some(write);
+            state.now.insert(s, Expected { write, content });
+        }
+    }
+
+    /// Nothing of a write can happen any more. With `fua` it was acknowledged as durable.
+    pub fn ended(&self, span: Span, write: u64, acknowledged: bool, fua: bool) {
+        let tick = self.tick();
+        let mut state = self.state.borrow_mut();
+        for s in self.within(span) {
+            for v in state.sectors.entry(s).or_default().iter_mut() {
+                if v.write == write && v.ended.is_none() {
+                    v.ended = Some(tick);
+                    v.acknowledged = acknowledged.then_some(tick);
+                    v.flushed |= acknowledged && fua;
+                }
+            }
+        }
+        if !acknowledged {
+            state.failed.insert(write);
+        }
+    }
+
+    /// A flush that was submitted at `since` was acknowledged.
+    pub fn flushed(&self, since: u64) {
+        let mut state = self.state.borrow_mut();
+        for versions in state.sectors.values_mut() {
+            for v in versions.iter_mut() {
+                v.flushed |= v.acknowledged.is_some_and(|at| at <= since);
+            }
+            // Keep the list short: what a flush has buried nobody may see any more.
+            let floor = versions
+                .iter()
+                .filter(|v| v.flushed)
+                .map(|v| v.submitted)
+                .max();
+            let old = since.saturating_sub(1000);
+            versions.retain(|v| v.flushed || v.ended.is_none_or(|at| at > old || Some(at) > floor));
+        }
+    }
+
+    /// `node` owns the volume: from now on its image is the volume.
+    pub fn held_by(&self, node: u32) {
+        let mut state = self.state.borrow_mut();
+        state.handovers += u64::from(state.holder != node);
+        state.holder = node;
+    }
+
+    /// The node whose image is the volume.
+    #[must_use]
+    pub fn holder(&self) -> u32 {
+        self.state.borrow().holder
+    }
+
+    /// Times that it changed.
+    #[must_use]
+    pub fn handovers(&self) -> u64 {
+        self.state.borrow().handovers
+    }
+
+    /// `node` acknowledged a request by itself, in `generation`.
+    pub fn answered_by(&self, node: u32, generation: u64) {
+        let mut state = self.state.borrow_mut();
+        let (highest, owner) = state.owner;
+        assert!(
+            generation > highest || (generation, node) == (highest, owner),
+            "[one owner] node {node} acknowledged in generation {generation}, after node {owner} \
+             in generation {highest}"
+        );
+        state.owner = (generation, node);
+    }
+
+    /// A guest read what a sector holds, having asked at `since`.
+    pub fn check_read(&self, lba: u64, seen: Seen, since: u64) {
+        let content = self.content(lba, seen);
+        let state = self.state.borrow();
+        let Some(versions) = state.sectors.get(&lba) else {
+            assert_eq!(content, None, "[foreign] sector {lba} was never written");
+            return;
+        };
+        let floor = |v: &&Version| v.acknowledged.is_some_and(|at| at <= since);
+        let floor = versions.iter().filter(floor).map(|v| v.submitted).max();
+        assert!(
+            allows(versions, content, floor.unwrap_or(0)),
+            "[read your writes] sector {lba} holds {content:?} at {since}; {versions:?}"
+        );
+    }
+
+    /// The volume's node died, with or without its `power`, and with the writes that were `there`;
+    /// `disk` is what it finds when it comes back.
+    pub fn crashed(&self, power: bool, there: &BTreeSet<u64>, disk: impl Fn(u64) -> Seen) {
+        let tick = self.tick();
+        let mut state = self.state.borrow_mut();
+        let State { sectors, now, .. } = &mut *state;
+        for (lba, versions) in sectors.iter_mut() {
+            for v in versions.iter_mut().filter(|v| there.contains(&v.write)) {
+                v.ended.get_or_insert(tick);
+            }
+            let content = self.content(*lba, disk(*lba));
+            let counts = |v: &&Version| {
+                if power {
+                    v.flushed
+                } else {
+                    v.acknowledged.is_some()
+                }
+            };
+            let floor = versions.iter().filter(counts).map(|v| v.submitted).max();
+            let name = if power {
+                "flushed data survives"
+            } else {
+                "acknowledged data survives"
+            };
+            assert!(
+                allows(versions, content, floor.unwrap_or(0)),
+                "[{name}] sector {lba} holds {content:?}; {versions:?}"
+            );
+            let write = content.unwrap_or(0);
+            versions.push(Version {
+                write,
+                content,
+                submitted: tick + 1,
+                ended: Some(tick + 1),
+                acknowledged: Some(tick + 1),
+                flushed: power,
+            });
+            if power {
+                let last = versions.len() - 1;
+                let mut i = 0;
+                versions.retain(|v| {
+                    i += 1;
+                    i > last || v.ended.is_none()
+                });
+            }
+            now.insert(*lba, Expected { write: 0, content });
+        }
+        state.tick += 1;
+    }
+
+    /// The gate closes an epoch.
+    pub fn rotated(&self, epoch: Epoch) {
+        let mut state = self.state.borrow_mut();
+        let point = Rc::new(state.now.clone());
+        state.points.insert(epoch, point);
+    }
+
+    /// Where `disk`, which claims to be the volume as of `epoch`, is not.
+    #[must_use]
+    pub fn differs_from(&self, epoch: Epoch, disk: impl Fn(u64) -> Seen) -> Option<String> {
+        let state = self.state.borrow();
+        let Some(point) = state.points.get(&epoch) else {
+            return Some(format!("epoch {epoch} never was"));
+        };
+        point.iter().find_map(|(lba, expected)| {
+            let content = self.content(*lba, disk(*lba));
+            let same = content == expected.content || state.failed.contains(&expected.write);
+            (!same).then(|| format!("sector {lba} holds {content:?}, not {expected:?}"))
+        })
+    }
+
+    /// The content of a point in time; `None` where it is not known.
+    #[must_use]
+    pub fn at(&self, epoch: Epoch) -> Option<BTreeMap<u64, Content>> {
+        let state = self.state.borrow();
+        let known = |e: &Expected| !state.failed.contains(&e.write);
+        let point = state.points.get(&epoch)?.iter();
+        Some(
+            point
+                .filter(|(_, e)| known(e))
+                .map(|(s, e)| (*s, e.content))
+                .collect(),
+        )
+    }
+
+    /// What a sector holds; anything but zeroes or a write of this volume at this place is a failure.
+    #[must_use]
+    pub fn content(&self, lba: u64, seen: Seen) -> Content {
+        match seen {
+            Seen::Zero => None,
+            Seen::Stamp(s) if s.volume == self.volume && s.lba == lba => Some(s.sequence),
+            other => panic!("[whole sectors] sector {lba} holds {other:?}"),
+        }
+    }
+}
+
+fn allows(versions: &[Version], content: Content, floor: u64) -> bool {
+    let old = |v: &Version| v.ended.is_some_and(|at| at < floor);
+    versions.iter().any(|v| v.content == content && !old(v))
+}
+
+impl Version {
+    fn zero() -> Version {
+        Version {
+            write: 0,
+            content: None,
+            submitted: 0,
+            ended: Some(0),
+            acknowledged: Some(0),
+            flushed: true,
+        }
+    }
+}
+
+impl Expected {
+    const ZERO: Expected = Expected {
+        write: 0,
+        content: None,
+    };
+}
