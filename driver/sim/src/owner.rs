@@ -90,6 +90,7 @@ impl Cluster {
             to: self.0.nodes[asked.to].name.clone(),
             next: now.next(),
             freeze_budget: asked.budget,
+            last_increment: asked.budget / 4,
         };
         let mirrors = Cell::new(false);
         let dial = async || self.dial(i, asked.to).await;
@@ -128,6 +129,7 @@ impl Cluster {
             to: to.clone(),
             next,
             freeze_budget: Duration::ZERO,
+            last_increment: Duration::ZERO,
         };
         let dial = async || self.dial(i, j).await;
         let done = cutover::roll_forward(&sender, &plan, epoch, dial, |_| {}).await;
