@@ -100,6 +100,14 @@ impl Volume {
     /// [`Action::Settled`]. A snapshot that the replica still has is abandoned: whoever asked for it
     /// may have gone before it was settled.
     pub fn rotate(&mut self, name: &CursorName) -> Result<Arc<Snapshot>> {
+        let snapshot = self.close_for(name)?;
+        self.wake_saves();
+        Ok(snapshot)
+    }
+
+    /// As [`Volume::rotate`], but for what waited for a snapshot that was given up: it belongs to the
+    /// next epoch, may have to wait for the new snapshot, and is to be woken when all is in place.
+    fn close_for(&mut self, name: &CursorName) -> Result<Arc<Snapshot>> {
         self.must_own("rotate")?;
         let cursor = self.must_have(name)?.epoch;
         self.must_not_end_a_mirrors_epoch(name)?;
@@ -109,9 +117,6 @@ impl Volume {
         let closed = self.close_epoch();
         let snapshot = self.epochs.snapshot(name, closed, mirrored);
         self.announce();
-        // Only now: what waited for the snapshot that was given up belongs to the next epoch, and may
-        // have to wait for this one.
-        self.wake_saves();
         Ok(snapshot)
     }
 
@@ -197,11 +202,12 @@ impl Volume {
                 ),
             ));
         }
-        let snapshot = self.rotate(name)?;
+        let snapshot = self.close_for(name)?;
         self.mirror = Some(Mirror {
             name: name.clone(),
             from: self.epochs.open(),
         });
+        self.wake_saves();
         Ok(snapshot)
     }
 
