@@ -30,6 +30,8 @@ pub(crate) struct Intents {
     pages: Vec<Dirt>,
     /// The pages of the commit under way, as they were written.
     flying: Vec<(usize, Vec<u64>)>,
+    /// Where the sweep under way goes on.
+    sweep_at: Area,
 }
 
 impl Intents {
@@ -39,6 +41,7 @@ impl Intents {
             durable: AreaSet::new(areas),
             pages: vec![Dirt::Clean; pages_of(areas)],
             flying: Vec::new(),
+            sweep_at: Area(0),
         }
     }
 
@@ -86,16 +89,26 @@ impl Intents {
 
     /// Drop the intents of areas that `needed` does not speak for.
     pub(crate) fn sweep(&mut self, needed: impl Fn(Area) -> bool) {
-        let mut at = Area(0);
-        while let Some(a) = self.wanted.next(at) {
+        self.sweep_at = Area(0);
+        self.sweep_on(needed, usize::MAX);
+    }
+
+    /// Go on with a sweep, past at most so many areas; true at its end.
+    pub(crate) fn sweep_on(&mut self, needed: impl Fn(Area) -> bool, most: usize) -> bool {
+        for _ in 0..most {
+            let Some(a) = self.wanted.next(self.sweep_at) else {
+                self.sweep_at = Area(0);
+                return true;
+            };
             if !needed(a) {
                 self.wanted.remove(a);
                 self.durable.remove(a);
                 let page = &mut self.pages[(a.0 / AREAS_PER_PAGE) as usize];
                 *page = Dirt::Lazy.max(*page);
             }
-            at = Area(a.0 + 1);
+            self.sweep_at = Area(a.0 + 1);
         }
+        false
     }
 
     /// Whether somebody waits for a commit.
@@ -219,6 +232,29 @@ mod tests {
                 prop_assert!(intents.cover(Extent::new(a.0 * BLOCKS_PER_AREA, 1)));
             }
         }
+    }
+
+    /// A sweep of a large volume is done in parts, so that no guest waits for the whole of it. A bit
+    /// that is set behind it stays for the next.
+    #[test]
+    fn a_sweep_in_parts_passes_every_area_once() {
+        let mut intents = Intents::new(AREAS);
+        (0..AREAS).for_each(|a| assert!(intents.set(Area(a))));
+        let asked = std::cell::Cell::new(0);
+        let needed = |a: Area| {
+            asked.set(asked.get() + 1);
+            a.0 % 1000 == 7
+        };
+        let mut parts = 1;
+        while !intents.sweep_on(needed, 100) {
+            assert_eq!(asked.take(), 100);
+            parts += 1;
+            intents.set(Area(3));
+        }
+        assert_eq!(parts, AREAS.div_ceil(100));
+        let left: Vec<_> = intents.wanted().iter().map(|a| a.0).collect();
+        let kept = (0..AREAS).filter(|a| *a == 3 || a % 1000 == 7);
+        assert_eq!(left, kept.collect::<Vec<_>>());
     }
 
     #[test]

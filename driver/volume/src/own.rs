@@ -28,6 +28,8 @@ pub(crate) struct Meta {
     believed: u64,
     announced: bool,
     pub(crate) swept_at: Nanos,
+    /// A sweep has begun and not ended.
+    pub(crate) sweeping: bool,
 }
 
 /// A record to write as soon as everything in the image is durable.
@@ -52,6 +54,7 @@ impl Meta {
             last_control: 0,
             announced: false,
             swept_at: Nanos::ZERO,
+            sweeping: false,
         }
     }
 

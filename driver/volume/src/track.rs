@@ -12,7 +12,7 @@ use crate::gate::Stage;
 use crate::request::{Action, Completion, Control, Outcome, RequestId};
 use crate::snapshot::Snapshot;
 use crate::sync::Arc;
-use crate::volume::Volume;
+use crate::volume::{SWEEP_AREAS, SWEEP_EVERY, Volume};
 use block::{Area, Block, Epoch, Error, ErrorKind, Extent, Nanos, Result};
 
 /// Epochs reserved at a time, so that a rotation need not wait for the superblock.
@@ -310,10 +310,14 @@ impl Volume {
         if let Some(safe) = safe {
             self.epochs.trim(safe);
         }
-        if now.since(meta.swept_at) >= super::volume::SWEEP_EVERY {
+        if !meta.sweeping && now.since(meta.swept_at) >= SWEEP_EVERY {
             meta.swept_at = now;
+            meta.sweeping = true;
+        }
+        if meta.sweeping {
             let epochs = &self.epochs;
-            meta.intents.sweep(|a: Area| epochs.touches(a));
+            let swept = meta.intents.sweep_on(|a| epochs.touches(a), SWEEP_AREAS);
+            meta.sweeping = !swept;
         }
     }
 
