@@ -283,7 +283,7 @@ async fn wait_until_consistent(
             progress.end();
             if !out.is_json() {
                 out.line(format!(
-                    "Volume {volume} has a replica on {node}: {}, {} sent for {} of data in {}.",
+                    "Volume {volume} has a replica on {node}: {}, {} sent for a volume of {} in {}.",
                     row.state,
                     bytes(row.seed_bytes_sent),
                     bytes(row.seed_bytes_total),

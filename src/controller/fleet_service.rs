@@ -8,6 +8,7 @@ use node::{Error, ErrorKind, Result, VolumeName};
 use proto::v1::fleet_server::Fleet;
 use proto::v1::{self, Operation, OperationState};
 use std::pin::Pin;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,6 +19,10 @@ const STREAM_BACKLOG: usize = 16;
 /// Entries of a listing unless the client says otherwise, and the most that it may ask for.
 const LIMIT_DEFAULT: usize = 100;
 const LIMIT_MOST: usize = 10_000;
+/// How long `attach` waits for the owner to say that it serves the volume: three heartbeats.
+const HEARTBEATS_WAITED_FOR: Duration = Duration::from_secs(3);
+/// How often it looks meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -102,8 +107,16 @@ impl<S: Store, N: Nodes> Controller<S, N> {
 
     async fn where_is(&self, name: &VolumeName) -> Result<v1::AttachResponse> {
         let v = self.one_volume("attach volume", name).await?;
-        let said = self.inner.presence.report(&v.owner, v.name.as_str());
-        let uris = said.map(|(r, _)| r.uris).unwrap_or_default();
+        // A volume that was just made or moved is in its owner's next heartbeat.
+        let patience = Instant::now() + HEARTBEATS_WAITED_FOR;
+        let uris = loop {
+            let said = self.inner.presence.report(&v.owner, v.name.as_str());
+            let uris = said.map(|(r, _)| r.uris).unwrap_or_default();
+            if !uris.is_empty() || Instant::now() >= patience {
+                break uris;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        };
         if uris.is_empty() {
             return Err(Error::new(
                 ErrorKind::Disconnected,

@@ -74,7 +74,7 @@ impl Report {
         fact(
             "seeding",
             format!(
-                "{} of data, {} sent, {}",
+                "{} read, {} sent, {}",
                 bytes(self.seed.bytes_total),
                 bytes(self.seed.bytes_sent),
                 secs(self.seed.seconds)
