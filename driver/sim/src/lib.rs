@@ -8,6 +8,7 @@ pub mod dice;
 pub mod disk;
 pub mod guest;
 pub mod host;
+pub mod hunt;
 pub mod ledger;
 pub mod net;
 pub mod node;

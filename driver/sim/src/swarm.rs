@@ -115,6 +115,17 @@ pub struct Tally {
     pub trace: u64,
 }
 
+impl Tally {
+    /// Count another run's as well.
+    pub fn add(&mut self, other: &Tally) {
+        self.answers += other.answers;
+        self.crashes += other.crashes;
+        self.commits += other.commits;
+        self.handovers += other.handovers;
+        self.mirrored += other.mirrored;
+    }
+}
+
 impl Swarm {
     /// What a seed draws.
     #[must_use]

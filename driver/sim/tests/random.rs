@@ -4,8 +4,8 @@
 //! `FORERUN_FAULTS=kill,power` and `FORERUN_MILLIS=n` as the message of a failure says.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+use sim::hunt;
 use sim::swarm::{Swarm, Tally};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 fn number(name: &str) -> Option<u64> {
@@ -22,57 +22,6 @@ fn chosen(seed: u64) -> Swarm {
     swarm
 }
 
-/// What went wrong, if something did.
-fn fails(swarm: &Swarm) -> Result<Tally, String> {
-    catch_unwind(AssertUnwindSafe(|| swarm.run())).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
-            .unwrap_or_default()
-    })
-}
-
-/// The smallest run that still fails, and how.
-fn shrink(swarm: &Swarm, why: String) -> (Swarm, String) {
-    let (mut best, mut why) = (swarm.clone(), why);
-    loop {
-        let fewer = best.faults.iter().map(|f| {
-            let mut s = best.clone();
-            s.faults.remove(f);
-            s
-        });
-        let shorter = Swarm {
-            millis: best.millis * 2 / 3,
-            ..best.clone()
-        };
-        let candidates: Vec<Swarm> = fewer.chain((best.millis > 5).then_some(shorter)).collect();
-        let found = candidates
-            .into_iter()
-            .find_map(|s| fails(&s).err().map(|w| (s, w)));
-        match found {
-            Some(smaller) => (best, why) = smaller,
-            None => return (best, why),
-        }
-    }
-}
-
-fn report(swarm: &Swarm, why: String) -> ! {
-    std::panic::set_hook(Box::new(|_| {}));
-    let (small, why_small) = match number("FORERUN_SHRINK") {
-        Some(0) => (swarm.clone(), String::new()),
-        _ => shrink(swarm, why.clone()),
-    };
-    let _ = std::panic::take_hook();
-    let faults: Vec<String> = small.faults.iter().map(ToString::to_string).collect();
-    panic!(
-        "seed {}: {why}\nshrunk: {why_small}\nreplay: FORERUN_SEED={} FORERUN_FAULTS={} \
-         FORERUN_MILLIS={} cargo nextest run -p forerun-sim --test random",
-        swarm.seed,
-        small.seed,
-        faults.join(","),
-        small.millis
-    );
-}
-
 /// Several tests, so that they run on several processors.
 fn run(part: u64, parts: u64, seeds: u64) {
     let began = Instant::now();
@@ -84,15 +33,10 @@ fn run(part: u64, parts: u64, seeds: u64) {
     };
     for seed in (first..first + seeds).filter(|s| seeds == 1 || s % parts == part) {
         let swarm = chosen(seed);
-        match fails(&swarm) {
-            Ok(t) => {
-                sum.answers += t.answers;
-                sum.crashes += t.crashes;
-                sum.commits += t.commits;
-                sum.handovers += t.handovers;
-                sum.mirrored += t.mirrored;
-            }
-            Err(why) => report(&swarm, why),
+        match hunt::run(&swarm) {
+            Ok(t) => sum.add(&t),
+            Err(why) if number("FORERUN_SHRINK") == Some(0) => panic!("seed {seed}: {why}"),
+            Err(why) => panic!("{}", hunt::report(&swarm, &why)),
         }
     }
     eprintln!("{sum:?} in {:?}", began.elapsed());
