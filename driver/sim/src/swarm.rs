@@ -16,6 +16,7 @@ use replica::{State, Tuning};
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 use std::str::FromStr;
 use std::time::Duration;
@@ -150,9 +151,17 @@ impl Swarm {
         let world = World::new(self.seed);
         let swarm = self.clone();
         let w = world.clone();
-        let mut tally = world.run(async move { swarm.play(w).await });
-        tally.trace = world.trace();
-        tally
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            world.run(async move { swarm.play(w).await })
+        }));
+        world.end();
+        match result {
+            Ok(tally) => Tally {
+                trace: world.trace(),
+                ..tally
+            },
+            Err(panic) => resume_unwind(panic),
+        }
     }
 
     async fn play(&self, world: World) -> Tally {

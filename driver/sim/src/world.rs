@@ -191,6 +191,14 @@ impl World {
         self.sleep(Duration::from_nanos(nanos)).await;
     }
 
+    /// Let go of everything: tasks hold the world that holds them.
+    pub fn end(&self) {
+        let tasks = std::mem::take(&mut *self.0.tasks.borrow_mut());
+        drop(tasks);
+        self.0.timers.borrow_mut().clear();
+        self.lock().clear();
+    }
+
     /// Run until `work` has ended; every other task runs beside it.
     pub fn run<R: 'static>(&self, work: impl Future<Output = R> + 'static) -> R {
         let result = Rc::new(RefCell::new(None));
