@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 const FILES: [&str; 3] = [
-    "forerun/v1/common.proto",
+    "forerun/v1/words.proto",
     "forerun/v1/fleet.proto",
     "forerun/v1/node.proto",
 ];
