@@ -1,0 +1,343 @@
+//! A fleet of real processes that can be killed one by one: a controller, node a that owns a volume,
+//! node b that replicates it.
+//!
+//! ```text
+//!   a (127.x.y.1) ══ replication ══► gate (127.x.y.3) ══► b (127.x.y.2)
+//! ```
+//!
+//! Every fleet has loopback addresses of its own, so that a restarted process finds its ports free.
+//! Node b is advertised where the [`gate`] listens: a test counts what is replicated there and can
+//! hold one frame of a cutover back, to stop the world exactly between two of its steps.
+
+pub mod gate;
+pub mod load;
+pub mod owners;
+
+use gate::Gate;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use proto::v1::node_client::NodeClient;
+use proto::v1::{ReplicaReport, StatusRequest, VolumeReport, VolumeRole};
+use serde_json::Value;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+use tonic::transport::{Channel, Endpoint};
+
+/// Longer than anything here takes on a busy machine; a hang fails by it.
+pub const PATIENCE: Duration = Duration::from_secs(45);
+/// The volume's name.
+pub const VOLUME: &str = "v";
+
+/// A process of the fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    Controller,
+    Source,
+    Target,
+}
+
+struct Daemon {
+    child: Child,
+    /// Open, or a daemon that says more would fail.
+    _stdout: BufReader<ChildStdout>,
+    ready: Value,
+}
+
+impl Daemon {
+    fn start(args: &[&str], log: &Path) -> Daemon {
+        let log = File::options().create(true).append(true).open(log).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_forerun"))
+            .args(args)
+            .args(["--output", "json"])
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let ready = serde_json::from_str(&line).expect("the daemon did not say that it is ready");
+        Daemon {
+            child,
+            _stdout: stdout,
+            ready,
+        }
+    }
+
+    fn said(&self, field: &str) -> SocketAddr {
+        self.ready[field].as_str().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // SIGKILL: what a test ends is never asked to tidy up.
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// A command of the command line that runs beside the test.
+pub struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    /// Waits for its end, which must be a success.
+    pub fn succeeds(mut self) {
+        let until = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(
+                Instant::now() < until,
+                "the command does not end: {}",
+                self.said()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert!(status.success(), "{}", self.said());
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+/// The processes.
+pub struct Fleet {
+    dir: tempfile::TempDir,
+    ips: [Ipv4Addr; 3],
+    controller: Option<Daemon>,
+    nodes: [Option<Daemon>; 2],
+    controller_at: SocketAddr,
+    node_at: [SocketAddr; 2],
+    pub gate: Gate,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Fleet {
+    pub fn start() -> Fleet {
+        let dir = tempfile::tempdir().unwrap();
+        let ips = addresses();
+        let controller = controller(dir.path(), SocketAddr::new(IpAddr::V4(ips[0]), 0));
+        let controller_at = controller.said("listening");
+        let [a, b] = [0, 1].map(|i| {
+            write_config(dir.path(), i, &ips, controller_at, [0; 3]);
+            node(dir.path(), i)
+        });
+        for (i, n) in [&a, &b].into_iter().enumerate() {
+            let ports = ["listening", "replication", "nbd"].map(|f| n.said(f).port());
+            write_config(dir.path(), i, &ips, controller_at, ports);
+        }
+        let fleet = Fleet {
+            gate: Gate::open(ips[2], b.said("replication")),
+            node_at: [a.said("listening"), b.said("listening")],
+            controller: Some(controller),
+            nodes: [Some(a), Some(b)],
+            controller_at,
+            dir,
+            ips,
+            runtime: runtime(),
+        };
+        for field in ["listening", "nbd"] {
+            let b = fleet.nodes[1].as_ref().unwrap();
+            gate::pass(fleet.ips[2], b.said(field));
+        }
+        fleet.until("both nodes are alive", || {
+            let said = fleet.run(&["node-list"]);
+            let nodes = said.as_array()?.iter().filter(|n| n["alive"] == true);
+            (nodes.count() == 2).then_some(())
+        });
+        fleet
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self, who: Who) {
+        match who {
+            Who::Controller => self.controller = None,
+            Who::Source => self.nodes[0] = None,
+            Who::Target => self.nodes[1] = None,
+        }
+    }
+
+    /// On the same files and addresses as before.
+    pub fn restart(&mut self, who: Who) {
+        let dir = self.dir.path();
+        match who {
+            Who::Controller => self.controller = Some(controller(dir, self.controller_at)),
+            Who::Source => self.nodes[0] = Some(node(dir, 0)),
+            Who::Target => self.nodes[1] = Some(node(dir, 1)),
+        }
+    }
+
+    pub fn signal_target(&self, signal: Signal) {
+        let pid = self.nodes[1].as_ref().unwrap().child.id();
+        kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+    }
+
+    /// The unix socket of a node's volume.
+    pub fn uri(&self, node: &str, volume: &str) -> node::client::Uri {
+        let socket = self.dir.path().join(node).join("nbd.sock");
+        format!("nbd+unix:///{volume}?socket={}", socket.display())
+            .parse()
+            .unwrap()
+    }
+
+    /// A command that must succeed: the last line of its JSON.
+    pub fn run(&self, args: &[&str]) -> Value {
+        let out = self.command(args).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stdout);
+        assert!(
+            out.status.success(),
+            "{args:?}: {said} {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        serde_json::from_str(said.trim())
+            .or_else(|_| serde_json::from_str(said.lines().last().unwrap_or_default()))
+            .unwrap()
+    }
+
+    pub fn begin(&self, args: &[&str]) -> Running {
+        let log = self.dir.path().join("command.log");
+        let file = File::create(&log).unwrap();
+        let mut command = self.command(args);
+        command
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .stdin(Stdio::null());
+        let child = command.spawn().unwrap();
+        Running { child, log }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_forerun"));
+        command
+            .args(["--controller", &self.controller_at.to_string()])
+            .args(args)
+            .args(["--output", "json"])
+            .env_remove("RUST_LOG");
+        command
+    }
+
+    /// gRPC of the two nodes, without the gate between.
+    pub fn node_addresses(&self) -> [SocketAddr; 2] {
+        self.node_at
+    }
+
+    /// What a node reports of a volume; `None` if the node does not answer.
+    pub fn report(&self, who: Who, volume: &str) -> Option<VolumeReport> {
+        let at = self.node_at[usize::from(who == Who::Target)];
+        self.runtime.block_on(async {
+            let reports = reports(&mut client(at)).await?;
+            reports.into_iter().find(|v| v.name == volume)
+        })
+    }
+
+    pub fn role(&self, who: Who) -> Option<VolumeRole> {
+        self.report(who, VOLUME).map(|v| v.role())
+    }
+
+    /// The volume's replica as its source sees it.
+    pub fn replica(&self) -> Option<ReplicaReport> {
+        self.report(Who::Source, VOLUME)?
+            .replicas
+            .into_iter()
+            .next()
+    }
+
+    /// Waits until `found` finds something.
+    pub fn until<T>(&self, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(found) = found() {
+                return found;
+            }
+            assert!(Instant::now() < until, "it does not happen that {what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for name in ["controller", "a", "b", "command"] {
+                let log = self.dir.path().join(format!("{name}.log"));
+                let said = std::fs::read_to_string(log).unwrap_or_default();
+                eprintln!("--- {name}\n{}", said.trim_end());
+            }
+        }
+    }
+}
+
+/// Addresses that no other fleet on this machine has: of the process, and counted within it.
+fn addresses() -> [Ipv4Addr; 3] {
+    static FLEETS: AtomicU8 = AtomicU8::new(0);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let first = FLEETS.fetch_add(3, Ordering::Relaxed) + 1;
+    [0, 1, 2].map(|i| Ipv4Addr::new(127, high % 100 + 100, low, first + i))
+}
+
+fn controller(dir: &Path, at: SocketAddr) -> Daemon {
+    let data = dir.join("controller");
+    let args = ["controller", "--listen", &at.to_string(), "--data"];
+    let data = data.to_str().unwrap();
+    Daemon::start(&[&args[..], &[data]].concat(), &dir.join("controller.log"))
+}
+
+fn name(index: usize) -> &'static str {
+    ["a", "b"][index]
+}
+
+fn node(dir: &Path, index: usize) -> Daemon {
+    let config = dir.join(format!("{}.toml", name(index)));
+    let log = dir.join(format!("{}.log", name(index)));
+    Daemon::start(&["node", "--config", config.to_str().unwrap()], &log)
+}
+
+fn write_config(
+    dir: &Path,
+    index: usize,
+    ips: &[Ipv4Addr; 3],
+    controller: SocketAddr,
+    ports: [u16; 3],
+) {
+    let name = name(index);
+    let [listen, replication, nbd] = ports.map(|p| format!("{}:{p}", ips[index]));
+    let advertise = ips[2 * index];
+    let text = format!(
+        "name = {name:?}\ndata = {:?}\ncontroller = \"{controller}\"\nlisten = {listen:?}\n\
+         replication = {replication:?}\nnbd = {nbd:?}\nadvertise = \"{advertise}\"\n",
+        dir.join(name)
+    );
+    std::fs::write(dir.join(format!("{name}.toml")), text).unwrap();
+}
+
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+pub fn client(at: SocketAddr) -> NodeClient<Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://{at}"))
+        .unwrap()
+        .timeout(Duration::from_secs(1));
+    NodeClient::new(endpoint.connect_lazy())
+}
+
+pub async fn reports(client: &mut NodeClient<Channel>) -> Option<Vec<VolumeReport>> {
+    let answer = client.status(StatusRequest {}).await.ok()?;
+    Some(answer.into_inner().volumes)
+}
