@@ -169,6 +169,16 @@ fn volumes_come_and_go_and_a_killed_controller_is_not_missed() {
         again.status.success(),
         "a command repeated with its id is carried out once"
     );
+    // Right after it was made, as scripts do: its node tells where it is only with its next heartbeat.
+    let attach = fleet.json(&["attach", "vm1"]);
+    assert!(
+        attach["qemu"]
+            .as_str()
+            .unwrap()
+            .contains("reconnect-delay="),
+        "{attach}"
+    );
+    assert_eq!(attach["uris"][1], format!("nbd://{}/vm1", n1.said("nbd")));
     fleet.refused(
         &["volume", "create", "vm1", "--size", "16M"],
         1,
@@ -188,15 +198,6 @@ fn volumes_come_and_go_and_a_killed_controller_is_not_missed() {
         (&listed[0]["owner"], &listed[0]["generation"]),
         (&"n1".into(), &1.into())
     );
-    let attach = fleet.json(&["attach", "vm1"]);
-    assert!(
-        attach["qemu"]
-            .as_str()
-            .unwrap()
-            .contains("reconnect-delay="),
-        "{attach}"
-    );
-    assert_eq!(attach["uris"][1], format!("nbd://{}/vm1", n1.said("nbd")));
 
     first.kill();
     greets(n1.said("nbd"));

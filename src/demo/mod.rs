@@ -3,7 +3,8 @@
 //! ```text
 //! controller, n1, n2      children of this process, on loopback, in a directory of their own
 //! volume on n1            filled in part by a client that knows what it wrote
-//! load                    2,000 random 4 KiB I/Os a second, from here to the end, every read judged
+//! load                    2,000 random 4 KiB I/Os a second, from here to the end, every read judged;
+//!                         two seconds of it alone, to know the client's latency without a replica
 //! replica on n2           seeded, then a few increments
 //! cutover to n2           under the load, whose connection stays up
 //! comparison              every byte on n2 against the client's own record
@@ -40,6 +41,10 @@ const INCREMENTS: usize = 3;
 const REPLICA_PATIENCE: Duration = Duration::from_secs(120);
 /// How often the replica is looked at.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long the load runs before the replica is made, to know the client's latency without it.
+const BEFORE: Duration = Duration::from_secs(2);
+/// How much of its beginning does not count: connections and caches are new.
+const WARM_UP: Duration = Duration::from_millis(500);
 /// How long the load goes on after the cutover.
 const AFTERWARDS: Duration = Duration::from_secs(1);
 
@@ -95,10 +100,17 @@ async fn play(
     progress.say("filling the volume".to_owned());
     let ledger = fill(&uri, ledger).await?;
 
-    progress.say("seeding a replica on n2 while the client writes".to_owned());
+    progress.say("writing for a while without a replica".to_owned());
     let load = Verifier::start(workload(&uri, Some(options.rate), WRITES, ZEROES), ledger)?;
+    tokio::time::sleep(WARM_UP).await;
+    let _ = load.interval();
+    tokio::time::sleep(BEFORE).await;
+    let before = load.interval();
+
+    progress.say("seeding a replica on n2 while the client writes".to_owned());
     scene.add_replica().await?;
     let seed = seeded(scene, &load).await?;
+    let seeding = load.interval();
 
     progress.say("replicating increments".to_owned());
     let increments = increments(scene, &load).await?;
@@ -133,7 +145,7 @@ async fn play(
             converge_seconds: done.converge_micros as f64 / 1e6,
             generation: done.generation,
         },
-        client: Client::new(&seen, &at_rest),
+        client: Client::new(&seen, &at_rest, &before, &seeding),
         identical: at_rest.identical() && at_rest.bytes == options.size_bytes,
     };
     Ok((report, complaints))

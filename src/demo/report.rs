@@ -55,6 +55,8 @@ pub struct Client {
     pub mismatches: u64,
     pub p50_us: u64,
     pub p99_us: u64,
+    pub p99_before_us: u64,
+    pub p99_seeding_us: u64,
 }
 
 impl Report {
@@ -105,12 +107,14 @@ impl Report {
         fact(
             "client",
             format!(
-                "{} I/Os, {} errors, {} mismatches; p50 {}, p99 {}",
+                "{} I/Os, {} errors, {} mismatches; p50 {}, p99 {} ({} before seeding, {} during it)",
                 self.client.ios,
                 self.client.errors,
                 self.client.mismatches,
                 duration(Duration::from_micros(self.client.p50_us)),
-                duration(Duration::from_micros(self.client.p99_us))
+                duration(Duration::from_micros(self.client.p99_us)),
+                duration(Duration::from_micros(self.client.p99_before_us)),
+                duration(Duration::from_micros(self.client.p99_seeding_us))
             ),
         );
         let verdict = if self.is_good() {
@@ -123,15 +127,23 @@ impl Report {
 }
 
 impl Client {
-    /// Sum up what the verifying client saw on its way and when it compared the whole volume.
+    /// Sum up what the verifying client saw on its way, before a replica and while one was seeded, and
+    /// when it compared the whole volume.
     #[must_use]
-    pub fn new(seen: &verify::Report, at_rest: &verify::Comparison) -> Client {
+    pub fn new(
+        seen: &verify::Report,
+        at_rest: &verify::Comparison,
+        before: &verify::Latency,
+        seeding: &verify::Latency,
+    ) -> Client {
         Client {
             ios: seen.ios,
             errors: seen.errors,
             mismatches: seen.mismatches + at_rest.mismatches,
             p50_us: seen.latency.p50_us as u64,
             p99_us: seen.latency.p99_us as u64,
+            p99_before_us: before.p99_us as u64,
+            p99_seeding_us: seeding.p99_us as u64,
         }
     }
 }
@@ -179,7 +191,7 @@ mod tests {
                 converge_seconds: 0.2,
                 generation: 2,
             },
-            client: Client::new(&seen, &at_rest),
+            client: Client::new(&seen, &at_rest, &seen.latency, &seen.latency),
             identical: true,
         }
     }
@@ -239,7 +251,15 @@ mod tests {
         );
         expect(
             &json["client"],
-            &["ios", "errors", "mismatches", "p50_us", "p99_us"],
+            &[
+                "ios",
+                "errors",
+                "mismatches",
+                "p50_us",
+                "p99_us",
+                "p99_before_us",
+                "p99_seeding_us",
+            ],
         );
     }
 }

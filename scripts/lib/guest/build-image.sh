@@ -10,7 +10,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 folder=$1
 size=1G
 
-recipe=$(cat "$here"/* | sha256sum | cut -c -16)
+recipe=$(cat "$here"/{build-image.sh,workload.py,workload.service} | sha256sum | cut -c -16)
 if [ -f "$folder/recipe" ] && [ "$(cat "$folder/recipe")" = "$recipe" ]; then
     echo "the guest's disk is ready: $folder/root.ext4"
     exit 0

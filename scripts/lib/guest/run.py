@@ -13,7 +13,6 @@ shutdown, and a clean `e2fsck -fn` of the image afterwards.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
@@ -26,15 +25,15 @@ import threading
 import time
 import urllib.parse
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from fleet import Failed, Fleet, tail  # noqa: E402 (its folder has just been named)
+
 # Longer than any cutover may take: until then QEMU waits for the server and the guest sees no error.
 RECONNECT_SECONDS = 60
 # An emulated processor on a busy two-core machine boots Debian in well under this.
 BOOT_SECONDS = 240
 FINISH_SECONDS = 180
-
-
-class Failed(Exception):
-    """The test's verdict, with what to look at."""
+VOLUME = "guest"
 
 
 def say(text):
@@ -73,110 +72,6 @@ class Server:
                 raise Failed(f"the server did not stop within 20 s of SIGTERM: see {self.log}")
 
 
-class Fleet:
-    """A controller and the nodes a and b, each with files and ports of its own under one folder."""
-
-    VOLUME = "guest"
-
-    def __init__(self, folder, forerun):
-        self.folder = folder
-        self.forerun = forerun
-        self.processes = {}
-        ports = free_ports(7)
-        self.controller = f"127.0.0.1:{ports[0]}"
-        self.start("controller", ["controller", "--config", self.config("controller", {
-            "listen": self.controller, "data": os.path.join(folder, "controller")})])
-        wait_until("the controller listens", lambda: accepts_tcp(ports[0]), self.alive)
-        for name, (rpc, replication, nbd) in (("a", ports[1:4]), ("b", ports[4:7])):
-            self.start(name, ["node", "--config", self.config(name, {
-                "name": name, "site": f"site-{name}", "data": self.data(name), "controller": self.controller,
-                "listen": f"127.0.0.1:{rpc}", "replication": f"127.0.0.1:{replication}",
-                "nbd": f"127.0.0.1:{nbd}"})])
-        wait_until("both nodes register",
-                   lambda: sum(node["alive"] for node in self.ask("node-list")) == 2, self.alive)
-
-    def data(self, node):
-        return os.path.join(self.folder, node)
-
-    def config(self, name, values):
-        path = os.path.join(self.folder, f"{name}.toml")
-        with open(path, "w") as file:
-            file.writelines(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
-        return path
-
-    def start(self, name, arguments):
-        with open(os.path.join(self.folder, f"{name}.log"), "wb") as log:
-            self.processes[name] = subprocess.Popen([self.forerun, *arguments], stdout=log, stderr=log,
-                                                    stdin=subprocess.DEVNULL)
-
-    def alive(self):
-        for name, process in self.processes.items():
-            if process.poll() is not None:
-                raise Failed(f"{name} ended with {process.returncode}:\n"
-                             f"{tail(os.path.join(self.folder, name + '.log'))}")
-
-    def ask(self, *words):
-        """A command of the CLI as its JSON answer: the last line, behind those of its progress."""
-        result = subprocess.run([self.forerun, *words, "--controller", self.controller, "--output", "json"],
-                                capture_output=True, text=True)
-        if result.returncode != 0:
-            self.alive()
-            raise Failed(f"forerun {' '.join(words)} ended with {result.returncode}: "
-                         f"{result.stderr.strip() or result.stdout.strip()}")
-        try:
-            return json.loads(result.stdout)
-        except ValueError:
-            return json.loads(result.stdout.strip().splitlines()[-1])
-
-    def uri_options(self):
-        """QEMU's -blockdev options for the volume at its owner."""
-        uri = urllib.parse.urlsplit(self.ask("attach", self.VOLUME)["uris"][0])
-        export = urllib.parse.unquote(uri.path.lstrip("/"))
-        if uri.scheme == "nbd+unix":
-            path = urllib.parse.parse_qs(uri.query)["socket"][0]
-            return f"server.type=unix,server.path={path},export={export}"
-        return f"server.type=inet,server.host={uri.hostname},server.port={uri.port},export={export}"
-
-    def stop(self):
-        for process in reversed(self.processes.values()):
-            if process.poll() is None:
-                process.terminate()
-        for name, process in self.processes.items():
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise Failed(f"{name} did not stop within 20 s of SIGTERM")
-
-
-def free_ports(count):
-    """Ports that were free a moment ago; all held at once, so that they differ."""
-    with contextlib.ExitStack() as held:
-        ports = []
-        for _ in range(count):
-            probe = held.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            ports.append(probe.getsockname()[1])
-        return ports
-
-
-def accepts_tcp(port):
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_until(what, condition, check=lambda: None, seconds=20):
-    deadline = time.monotonic() + seconds
-    while True:
-        check()
-        with contextlib.suppress(Failed):
-            if condition():
-                return
-        if time.monotonic() > deadline:
-            raise Failed(f"not within {seconds} s: {what}")
-        time.sleep(0.05)
-
-
 def accepts(path):
     with socket.socket(socket.AF_UNIX) as client:
         try:
@@ -186,12 +81,14 @@ def accepts(path):
             return False
 
 
-def tail(path, lines=15):
-    try:
-        with open(path, errors="replace") as file:
-            return "".join("   | " + line for line in file.readlines()[-lines:])
-    except FileNotFoundError:
-        return ""
+def uri_options(fleet):
+    """QEMU's -blockdev options for the volume at its owner."""
+    uri = urllib.parse.urlsplit(fleet.ask("attach", VOLUME)["uris"][0])
+    export = urllib.parse.unquote(uri.path.lstrip("/"))
+    if uri.scheme == "nbd+unix":
+        path = urllib.parse.parse_qs(uri.query)["socket"][0]
+        return f"server.type=unix,server.path={path},export={export}"
+    return f"server.type=inet,server.host={uri.hostname},server.port={uri.port},export={export}"
 
 
 class Guest:
@@ -329,23 +226,23 @@ def serve_alone(options, image, folder, running):
 def move(options, image, folder, running):
     fleet = Fleet(folder, options.forerun)
     running.append(fleet.stop)
-    fleet.ask("volume", "import", fleet.VOLUME, "--path", image, "--node", "a")
-    guest = boot(options, fleet.uri_options(), folder, running)
+    fleet.ask("volume", "import", VOLUME, "--path", image, "--node", "a")
+    guest = boot(options, uri_options(fleet), folder, running)
     time.sleep(options.seconds)
     before = guest.mark()
 
     began = time.monotonic()
-    fleet.ask("replica", "add", fleet.VOLUME, "--to", "b", "--consistency", "bounded=1s")
+    fleet.ask("replica", "add", VOLUME, "--to", "b", "--consistency", "bounded=1s")
     say(f"seeded to b in {time.monotonic() - began:.1f} s while the guest wrote")
     seeding = guest.mark()
 
     began = time.monotonic()
-    fleet.ask("cutover", fleet.VOLUME, "--to", "b")
+    fleet.ask("cutover", VOLUME, "--to", "b")
     took = time.monotonic() - began
     # The guest goes on through the old owner, which forwards.
     guest.wait("progress", 60, after=len(guest.events))
     around = guest.mark()
-    shown = fleet.ask("volume", "show", fleet.VOLUME)
+    shown = fleet.ask("volume", "show", VOLUME)
     shown = shown[0] if isinstance(shown, list) else shown
     if shown["owner"] != "b":
         raise Failed(f"after the cutover the owner is {shown['owner']!r}, not b")
@@ -355,7 +252,7 @@ def move(options, image, folder, running):
 
     report = guest.finish()
     fleet.stop()
-    tell(report, os.path.join(fleet.data("b"), "volumes", fleet.VOLUME, "image"))
+    tell(report, os.path.join(fleet.data("b"), "volumes", VOLUME, "image"))
     say(f"longest guest I/O: {before} ms before, {seeding} ms while seeding, "
         f"{around} ms around the cutover, {after} ms after it")
 
@@ -364,7 +261,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--disk", required=True, help="the folder that build-image.sh made")
     parser.add_argument("--forerun", default="forerun", help="the forerun program")
-    parser.add_argument("--server", choices=["nodes", "serve", "qemu-nbd"], default="serve")
+    parser.add_argument("--server", choices=["nodes", "serve", "qemu-nbd"], default="nodes")
     parser.add_argument("--accel", default="tcg,thread=multi", help="QEMU's -accel")
     parser.add_argument("--seconds", type=int, default=10, help="how long the guest works in each phase")
     options = parser.parse_args()
