@@ -35,6 +35,7 @@ use proto::v1::RegisterRequest;
 use proto::v1::node_server::NodeServer;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
@@ -113,11 +114,27 @@ pub async fn run(
     served.map_err(|e| Error::new(ErrorKind::Io, format!("serve gRPC on {listening}: {e}")))
 }
 
+/// How long a port may still belong to the process that was here before. The kernel takes a killed
+/// process's io_uring apart after the process is gone, and an accept in flight holds the port until
+/// then: a supervisor that restarts a node at once would find its own port taken.
+const PORT_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is tried meanwhile.
+const PORT_PAUSE: Duration = Duration::from_millis(20);
+
 async fn bind(what: &str, address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
     let asked = format!("listen for {what} on {address} (another port may be free)");
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|e| Error::io(asked.clone(), e))?;
+    let began = Instant::now();
+    let listener = loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(e)
+                if e.kind() == std::io::ErrorKind::AddrInUse && began.elapsed() < PORT_PATIENCE =>
+            {
+                tokio::time::sleep(PORT_PAUSE).await;
+            }
+            Err(e) => return Err(Error::io(asked, e)),
+        }
+    };
     let address = listener.local_addr().map_err(|e| Error::io(asked, e))?;
     Ok((listener, address))
 }

@@ -243,3 +243,22 @@ async fn a_second_node_on_the_same_directory_does_not_start() {
     assert!(e.to_string().contains("with pid"), "{e}");
     node.stop().await;
 }
+
+/// A node was killed and started again 200 ms later, and refused to start: the replication port was
+/// still held by an accept that the kernel had not yet taken from the dead process's ring.
+#[tokio::test]
+async fn a_port_that_a_killed_node_still_holds_is_waited_for() {
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = held.local_addr().unwrap();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        drop(held);
+    });
+    let (listener, at) = bind("replication", address).await.unwrap();
+    assert_eq!(at, address);
+    // One that is held for good is still refused, and named.
+    let e = bind("replication", address).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Busy);
+    assert!(e.to_string().contains(&address.to_string()), "{e}");
+    drop(listener);
+}
