@@ -1,7 +1,7 @@
 //! The replicas that a volume keeps, and its way to a new owner.
 
 use super::peers::ReplicaRecord;
-use super::status::ReplicaStatus;
+use super::status::{ReplicaStatus, micros};
 use crate::engine::VolumeHandle;
 use crate::replication::{Redirect, ReplicaHandle, ReplicaSpec, Sending};
 use block::{Error, ErrorKind, Generation, NodeName, Result, VolumeId, VolumeName};
@@ -228,7 +228,6 @@ fn to_proto(update: &Update) -> CutoverProgress {
 }
 
 fn finished(report: &Report) -> CutoverProgress {
-    let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     CutoverProgress {
         phase: CutoverPhase::Done.into(),
         frozen_micros: micros(report.frozen),

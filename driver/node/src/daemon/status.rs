@@ -26,7 +26,8 @@ struct Inner {
     as_of: Option<Instant>,
 }
 
-fn micros(d: std::time::Duration) -> u64 {
+/// A duration as reports carry it.
+pub(super) fn micros(d: std::time::Duration) -> u64 {
     u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
 }
 
