@@ -18,8 +18,8 @@ pub struct Likeness {
     pub clock: f32,
 }
 
-/// The starts of what followed the nearest stretches, in no order; each has `horizon` samples before
-/// `now`. Empty when history is too short.
+/// How long before now what followed the nearest stretches began, in no order; at least `horizon`.
+/// Empty when history is too short.
 pub fn nearest(scene: &Scene<'_>, now: usize, horizon: usize, like: Likeness) -> Vec<u32> {
     let Likeness {
         width,
@@ -71,7 +71,7 @@ pub fn nearest(scene: &Scene<'_>, now: usize, horizon: usize, like: Likeness) ->
         keys.truncate(neighbours);
     }
     keys.into_iter()
-        .map(|key| key as u32 + width as u32)
+        .map(|key| (now - width) as u32 - key as u32)
         .collect()
 }
 

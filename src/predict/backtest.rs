@@ -74,6 +74,7 @@ pub fn run(series: &Series, plan: Plan) -> Option<(Scores, Sight)> {
         &Scene::new(values, first, day),
         first,
         super::forecast::REPLAY_DAYS * day,
+        0,
     );
     let mut scene = Scene::new(values, first, day);
     let mut scaled_at = first;

@@ -8,12 +8,12 @@
 
 use super::quantile::{K, LEVELS};
 
-const BINS: usize = 200;
+pub(super) const BINS: usize = 200;
 /// The bound of the adaptive nudge.
 const NUDGE_LIMIT: f64 = 0.1;
 
 /// How fast a calibration believes what it sees.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
     /// Outcomes until the weight of an old one has fallen to a third.
     pub fade: f64,
@@ -37,11 +37,11 @@ pub const WINDOW: Pace = Pace {
 };
 
 /// The memory of where outcomes fell.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Calibration {
-    bins: [f32; BINS],
-    nudge: [f32; K],
-    seen: u32,
+    pub(super) bins: [f32; BINS],
+    pub(super) nudge: [f32; K],
+    pub(super) seen: u32,
     pace: Pace,
 }
 
@@ -52,6 +52,16 @@ impl Calibration {
             bins: [(pace.prior / BINS as f64) as f32; BINS],
             nudge: [0.0; K],
             seen: 0,
+            pace,
+        }
+    }
+
+    /// Goes on from what was kept.
+    pub(super) fn restored(bins: [f32; BINS], nudge: [f32; K], seen: u32, pace: Pace) -> Self {
+        Self {
+            bins,
+            nudge,
+            seen,
             pace,
         }
     }

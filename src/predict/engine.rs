@@ -8,8 +8,13 @@
 //!                 └─ issued forecasts, judged when their outcomes are known
 //! ```
 //!
-//! [`Memory`] is all that is kept of a series between cycles: a few kilobytes. A series that has none
-//! yet is replayed over its last days first, which is the same code at earlier times.
+//! [`Memory`] is all that is kept of a series between cycles: a few kilobytes, which [`super::record`]
+//! turns into bytes and back. A series that has none yet is replayed over its last days first, which
+//! is the same code at earlier times.
+//!
+//! Time is counted in samples since 1970, so that a memory finds its place in a history whose oldest
+//! samples have been dropped. Outcomes are learned in the order of time whenever they are looked at:
+//! every five minutes or once an hour comes to the same memory.
 
 use std::collections::VecDeque;
 
@@ -20,7 +25,7 @@ use super::quantile::{self, K, Quantiles};
 use super::scene::{Outlook, Scene};
 
 /// Forecasts are judged in three ranges of steps: the next quarter hour or so, the hour, the rest.
-const RANGES: usize = 3;
+pub(super) const RANGES: usize = 3;
 const RANGE_ENDS: [usize; RANGES - 1] = [4, 16];
 /// Samples between two forecasts that are issued to be judged: about two hours, and prime, so that
 /// every phase of an hourly job is judged sooner or later.
@@ -35,30 +40,36 @@ fn range(step: usize) -> usize {
 
 /// Whether a forecast issued at `at` is judged on `step`. A fifth of the steps say as much as all; which
 /// fifth changes with the issue, so that no phase of a job escapes.
-fn judged(at: usize, step: usize) -> bool {
-    step == 0 || step == 2 || (at + step).is_multiple_of(5)
+fn judged(at: i64, step: usize) -> bool {
+    step == 0 || step == 2 || (at + step as i64) % 5 == 0
 }
 
 /// A forecast waiting for its outcome.
-#[derive(Clone)]
-struct Issued {
-    at: usize,
-    shares: [Shares; RANGES],
-    window_shares: Shares,
-    settled: usize,
-    outlooks: Box<[Outlook; EXPERTS]>,
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Issued {
+    /// The first sample that was forecast.
+    pub(super) at: i64,
+    pub(super) shares: [Shares; RANGES],
+    pub(super) window_shares: Shares,
+    pub(super) outlooks: Box<[Outlook; EXPERTS]>,
 }
 
 /// What has been learned about one series.
-#[derive(Clone)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Memory {
-    horizon: usize,
-    gates: [Gate; RANGES],
-    calibrations: [Calibration; RANGES],
-    window_gate: Gate,
-    window_calibration: Calibration,
-    issued: VecDeque<Issued>,
-    aged_to: usize,
+    pub(super) horizon: usize,
+    pub(super) gates: [Gate; RANGES],
+    pub(super) calibrations: [Calibration; RANGES],
+    pub(super) window_gate: Gate,
+    pub(super) window_calibration: Calibration,
+    /// Oldest first; at most as many as a horizon has room for.
+    pub(super) issued: VecDeque<Issued>,
+    /// The first sample of the latest of them, judged or not.
+    pub(super) issued_at: i64,
+    /// Every outcome before this sample has been learned.
+    pub(super) settled_to: i64,
+    /// Whether it has learned from the history before its first forecast.
+    pub(super) replayed: bool,
 }
 
 /// Distributions for the samples after now.
@@ -80,74 +91,117 @@ impl Memory {
     pub fn new(horizon: usize) -> Self {
         Self {
             horizon,
-            gates: Default::default(),
+            gates: [const { Gate::new() }; RANGES],
             calibrations: std::array::from_fn(|_| Calibration::new(conformal::STEPS)),
-            window_gate: Gate::default(),
+            window_gate: Gate::new(),
             window_calibration: Calibration::new(conformal::WINDOW),
             issued: VecDeque::new(),
-            aged_to: 0,
+            issued_at: i64::MIN,
+            settled_to: i64::MIN,
+            replayed: false,
         }
     }
 
-    /// Learns from the last `span` samples before `now`, as if it had been there.
-    pub fn replay(&mut self, scene: &Scene<'_>, now: usize, span: usize) {
+    /// Learns from the last `span` samples before `now`, as if it had been there, beginning `phase`
+    /// samples late.
+    pub fn replay(&mut self, scene: &Scene<'_>, now: usize, span: usize, phase: usize) {
         let warm = scene.day.min(now / 2);
         let first = now.saturating_sub(span).max(warm).max(1);
-        for at in (first..now).step_by(ISSUE_EVERY) {
+        for at in (first + phase..now).step_by(ISSUE_EVERY) {
             self.advance(scene, at);
         }
         self.settle(scene, now);
+        self.replayed = true;
+    }
+
+    /// Steps that its forecasts reach.
+    #[must_use]
+    pub fn horizon(&self) -> usize {
+        self.horizon
+    }
+
+    /// Whether it has learned from the history before its first forecast.
+    #[must_use]
+    pub fn is_replayed(&self) -> bool {
+        self.replayed
     }
 
     /// Judges what is known by `now`, then issues a forecast to be judged later.
     pub fn advance(&mut self, scene: &Scene<'_>, now: usize) {
         self.settle(scene, now);
+        self.issued_at = scene.origin + now as i64;
         self.issued.push_back(Issued {
-            at: now,
+            at: self.issued_at,
             shares: std::array::from_fn(|r| self.gates[r].shares()),
             window_shares: self.window_gate.shares(),
-            settled: 0,
             outlooks: Box::new(expert::outlooks(scene, now, self.horizon)),
         });
     }
 
+    /// Judges what is known by `now`, and issues a forecast if it is time for one. Says whether it did:
+    /// what a memory learns between two issues it can learn again from the history, so that it need not
+    /// be stored more often.
+    pub fn keep_up(&mut self, scene: &Scene<'_>, now: usize) -> bool {
+        self.settle(scene, now);
+        let at = scene.origin + now as i64;
+        let due = at.saturating_sub(self.issued_at) >= ISSUE_EVERY as i64 || at < self.issued_at;
+        if due {
+            self.advance(scene, now);
+        }
+        due
+    }
+
     /// Learns from every outcome before `now` that was still open.
     pub fn settle(&mut self, scene: &Scene<'_>, now: usize) {
-        let passed = now.saturating_sub(self.aged_to);
-        self.aged_to = now;
-        for gate in self.gates.iter_mut().chain([&mut self.window_gate]) {
-            gate.age(passed);
-        }
+        let end = scene.origin + now as i64;
+        // A clock set back: what was issued after now will never be judged at its time.
+        self.issued
+            .retain(|issued| issued.at <= end && issued.at > scene.origin);
+        self.settled_to = self.settled_to.min(end);
         let mut issued = std::mem::take(&mut self.issued);
-        for forecast in &mut issued {
-            let due = (now - forecast.at).min(self.horizon);
-            for step in (forecast.settled..due).filter(|step| judged(forecast.at, *step)) {
-                self.settle_step(scene, forecast, step);
+        let last = issued
+            .back()
+            .map_or(i64::MIN, |last| last.at + self.horizon as i64);
+        for point in self.settled_to.max(scene.origin)..end.min(last) {
+            self.age(1);
+            for issued in issued.iter().filter(|issued| issued.at <= point) {
+                let step = (point - issued.at) as usize;
+                if step < self.horizon && judged(issued.at, step) {
+                    self.settle_step(scene, issued, step);
+                }
+                if step + 1 == self.horizon {
+                    self.settle_window(scene, issued);
+                }
             }
-            if due == self.horizon && forecast.settled < due {
-                self.settle_window(scene, forecast);
-            }
-            forecast.settled = due;
+            self.settled_to = point + 1;
         }
-        issued.retain(|forecast| forecast.settled < self.horizon);
+        self.age(end.saturating_sub(self.settled_to));
+        self.settled_to = end;
+        issued.retain(|issued| issued.at + self.horizon as i64 > end);
         self.issued = issued;
+    }
+
+    fn age(&mut self, samples: i64) {
+        for gate in self.gates.iter_mut().chain([&mut self.window_gate]) {
+            gate.age(samples);
+        }
     }
 
     fn settle_step(&mut self, scene: &Scene<'_>, issued: &Issued, step: usize) {
         let range = range(step);
-        let sample =
-            |outlook: &Outlook, out: &mut Vec<f64>| outlook.sample(scene, issued.at, step, out);
-        let actual = scene.values[issued.at + step];
+        let at = (issued.at - scene.origin) as usize;
+        let sample = |outlook: &Outlook, out: &mut Vec<f64>| outlook.sample(scene, at, step, out);
+        let actual = scene.values[at + step];
         let (losses, low, high) = judge(issued, &issued.shares[range], actual, sample);
         self.gates[range].learn(&losses);
         self.calibrations[range].learn(low, high);
     }
 
     fn settle_window(&mut self, scene: &Scene<'_>, issued: &Issued) {
-        let sample = |outlook: &Outlook, out: &mut Vec<f64>| {
-            outlook.maxima(scene, issued.at, self.horizon, out)
-        };
-        let actual = scene.values[issued.at..issued.at + self.horizon]
+        let at = (issued.at - scene.origin) as usize;
+        let sample =
+            |outlook: &Outlook, out: &mut Vec<f64>| outlook.maxima(scene, at, self.horizon, out);
+        let actual = scene.values[at..at + self.horizon]
             .iter()
             .copied()
             .fold(f64::MIN, f64::max);
@@ -172,7 +226,7 @@ impl Memory {
                     .filter(|(_, share)| *share > 0.0)
                 {
                     outlook.sample(scene, now, step, &mut sample);
-                    let weight = share / sample.len() as f64;
+                    let weight = f64::from(share) / sample.len() as f64;
                     pool.extend(sample.iter().map(|value| (*value, weight)));
                 }
                 read(&mut pool, &levels[r])
@@ -185,7 +239,7 @@ impl Memory {
             .filter(|(_, share)| *share > 0.0)
         {
             outlook.maxima(scene, now, self.horizon, &mut sample);
-            let weight = share / sample.len() as f64;
+            let weight = f64::from(share) / sample.len() as f64;
             pool.extend(sample.iter().map(|value| (*value, weight)));
         }
         let window_max = if pool.is_empty() {
@@ -196,7 +250,7 @@ impl Memory {
             read(&mut pool, &self.window_calibration.levels())
         };
         let paths = self.paths(scene, now, &outlooks);
-        let total = |expert: usize| shares.iter().map(|shares| shares[expert]).sum::<f64>();
+        let total = |expert: usize| shares.iter().map(|shares| shares[expert]).sum::<f32>();
         let chosen = (0..EXPERTS)
             .max_by(|a, b| total(*a).total_cmp(&total(*b)))
             .unwrap_or(0);
@@ -216,7 +270,7 @@ impl Memory {
                 scene,
                 now,
                 self.horizon,
-                (share * PATHS as f64).round() as usize,
+                (share * PATHS as f32).round() as usize,
                 &mut paths,
             );
         }
@@ -257,9 +311,10 @@ fn judge(
         sample.sort_unstable_by(f64::total_cmp);
         losses[i] = quantile::crps_of_sorted(&sample, actual);
         let (below, upto) = quantile::share_of_sorted(&sample, actual);
-        low += shares[i] * below;
-        high += shares[i] * upto;
-        voiced += shares[i];
+        let share = f64::from(shares[i]);
+        low += share * below;
+        high += share * upto;
+        voiced += share;
     }
     let worst = losses.iter().copied().fold(0.0, f64::max);
     let losses = losses.map(|loss| if loss.is_nan() { 2.0 * worst } else { loss });

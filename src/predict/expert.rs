@@ -11,7 +11,7 @@
 //! | cycle | the same phase of an hourly or six-hourly job |
 
 use super::analogue::{self, Likeness};
-use super::scene::{Outlook, Scene};
+use super::scene::{self, Outlook, Scene};
 use super::smoothing;
 
 /// Number of experts in the standing pool.
@@ -76,24 +76,24 @@ pub fn outlooks(scene: &Scene<'_>, now: usize, horizon: usize) -> [Outlook; EXPE
     ]
 }
 
-fn as_it_was(starts: Vec<u32>) -> Outlook {
-    let shifts = vec![0.0; starts.len()];
-    Outlook::Windows { starts, shifts }
+fn as_it_was(backs: Vec<u32>) -> Outlook {
+    let shifts = Vec::new();
+    Outlook::Windows { backs, shifts }
 }
 
 /// Moves each window by how much the mean of the last `span` samples differs from then.
-fn at_level_of_now(scene: &Scene<'_>, now: usize, span: usize, starts: &[u32]) -> Outlook {
+fn at_level_of_now(scene: &Scene<'_>, now: usize, span: usize, backs: &[u32]) -> Outlook {
     let level = |end: usize| {
         let last = &scene.values[end.saturating_sub(span)..end];
         last.iter().sum::<f64>() / last.len() as f64
     };
     let today = level(now);
-    let shifts = starts
+    let shifts = backs
         .iter()
-        .map(|start| today - level(*start as usize))
+        .map(|back| scene::shift(today - level(now - *back as usize)))
         .collect();
     Outlook::Windows {
-        starts: starts.to_vec(),
+        backs: backs.to_vec(),
         shifts,
     }
 }
@@ -101,13 +101,14 @@ fn at_level_of_now(scene: &Scene<'_>, now: usize, span: usize, starts: &[u32]) -
 /// The windows that began at this time on each of the last `days` days, one step early, on time and
 /// one step late.
 pub fn same_time(scene: &Scene<'_>, now: usize, days: usize) -> Outlook {
-    let mut starts = Vec::new();
-    for back in 1..=days {
+    let mut backs = Vec::new();
+    for day in 1..=days {
         for early in 0..3 {
-            if let Some(start) = (now + 1).checked_sub(back * scene.day + early) {
-                starts.push(start as u32);
+            let back = day * scene.day + early - 1;
+            if (1..=now).contains(&back) {
+                backs.push(back as u32);
             }
         }
     }
-    as_it_was(starts)
+    as_it_was(backs)
 }

@@ -20,6 +20,6 @@ pub fn at(values: &[f64], day: usize, horizon: usize) -> Forecast {
     let now = values.len();
     let scene = Scene::new(values, now, day);
     let mut memory = Memory::new(horizon);
-    memory.replay(&scene, now, REPLAY_DAYS * day);
+    memory.replay(&scene, now, REPLAY_DAYS * day, 0);
     memory.forecast(&scene, now)
 }

@@ -16,18 +16,25 @@ const SMOOTHING_KEEPS: f64 = 0.1;
 /// Shares below this are silence: they cost time and move nothing.
 const SILENCE: f64 = 0.01;
 
-/// One share for each expert; they sum to one.
-pub type Shares = [f64; EXPERTS];
+/// One share for each expert; they sum to one. Kept with every forecast, hence no wider than needed.
+pub type Shares = [f32; EXPERTS];
 
 /// The recent losses of all experts on one kind of question.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Gate {
-    losses: [[f64; EXPERTS]; 2],
+    pub(super) losses: [[f64; EXPERTS]; 2],
 }
 
 impl Gate {
+    /// Has seen nothing.
+    pub const fn new() -> Self {
+        Self {
+            losses: [[0.0; EXPERTS]; 2],
+        }
+    }
+
     /// Lets `samples` of time pass.
-    pub fn age(&mut self, samples: usize) {
+    pub fn age(&mut self, samples: i64) {
         for (losses, half_life) in self.losses.iter_mut().zip(HALF_LIVES) {
             let keep = (-(samples as f64) / half_life).exp2();
             losses.iter_mut().for_each(|loss| *loss *= keep);
@@ -45,7 +52,7 @@ impl Gate {
 
     /// The mixture to use now. Before the first outcome all experts are equal.
     pub fn shares(&self) -> Shares {
-        let mut shares = [1.0; EXPERTS];
+        let mut shares = [1.0f64; EXPERTS];
         for losses in &self.losses {
             let best = losses.iter().copied().fold(f64::INFINITY, f64::min);
             let mean = losses.iter().sum::<f64>() / EXPERTS as f64;
@@ -66,6 +73,6 @@ impl Gate {
         let total: f64 = shares.iter().sum();
         let mut shares = shares.map(|share| share / total * (1.0 - SMOOTHING_KEEPS));
         shares[expert::SMOOTHING] += SMOOTHING_KEEPS;
-        shares
+        shares.map(|share| share as f32)
     }
 }

@@ -6,6 +6,7 @@
 //! part, and makes every answer here indifferent to the unit of the series.
 
 use super::quantile;
+use super::series::Series;
 
 /// How strongly the scale bends: values below a third of the median are nearly linear.
 const BEND: f64 = 3.0;
@@ -23,6 +24,9 @@ pub struct Scene<'a> {
     pub day: usize,
     /// No forecast goes below this: zero when the series never does.
     pub floor: f64,
+    /// The place of the first sample on the grid of all time, so that what was said about a sample
+    /// can be found again when old ones have left the history.
+    pub origin: i64,
 }
 
 impl<'a> Scene<'a> {
@@ -41,7 +45,15 @@ impl<'a> Scene<'a> {
             shape,
             day,
             floor,
+            origin: 0,
         }
+    }
+
+    /// Prepares a whole series.
+    pub fn of(series: &'a Series) -> Self {
+        let mut scene = Self::new(&series.values, series.values.len(), series.day());
+        scene.origin = series.origin();
+        scene
     }
 }
 
@@ -61,21 +73,21 @@ fn typical(past: &[f64]) -> f64 {
     quantile::of_sorted(&sizes, 0.5)
 }
 
-#[derive(Clone)]
 /// Past windows that could happen again, each with equal weight. `step` counts from 0, the first
 /// sample after now.
+#[derive(Clone, Debug, PartialEq)]
 pub enum Outlook {
     /// Any of the last `span` values at any step.
     Recent {
         /// Samples before now.
         span: usize,
     },
-    /// Window `i` replays the samples from `starts[i]`, its level moved by `shifts[i]`.
+    /// Window `i` replays the samples from `backs[i]` before now, its level moved by `shifts[i]`.
     Windows {
-        /// Index of each window's first sample.
-        starts: Vec<u32>,
-        /// What is added to each window.
-        shifts: Vec<f64>,
+        /// How long before now each window's first sample was.
+        backs: Vec<u32>,
+        /// What is added to each window; empty when nothing is.
+        shifts: Vec<f32>,
     },
     /// The same phase of earlier turns of a period.
     Phase {
@@ -95,12 +107,9 @@ impl Outlook {
                 let recent = &scene.values[now.saturating_sub(*span)..now];
                 out.extend(recent.iter().step_by(recent.len() / RECENT + 1));
             }
-            Self::Windows { starts, shifts } => {
-                for (start, shift) in starts.iter().zip(shifts) {
-                    let at = *start as usize + step;
-                    if at < now {
-                        out.push((scene.values[at] + shift).max(scene.floor));
-                    }
+            Self::Windows { backs, shifts } => {
+                for (start, shift) in windows(now, step + 1, backs, shifts) {
+                    out.push((scene.values[start + step] + shift).max(scene.floor));
                 }
             }
             Self::Phase { period, turns } => {
@@ -138,14 +147,9 @@ impl Outlook {
                         .map(top),
                 );
             }
-            Self::Windows { starts, shifts } => {
-                let whole = starts
-                    .iter()
-                    .zip(shifts)
-                    .filter(|(start, _)| **start as usize + horizon <= now);
-                out.extend(
-                    whole.map(|(start, shift)| (top(*start as usize) + shift).max(scene.floor)),
-                );
+            Self::Windows { backs, shifts } => {
+                let whole = windows(now, horizon, backs, shifts);
+                out.extend(whole.map(|(start, shift)| (top(start) + shift).max(scene.floor)));
             }
             Self::Phase { .. } => {}
         }
@@ -172,20 +176,40 @@ impl Outlook {
                 let whole = (now + 1).saturating_sub(horizon + first);
                 out.extend((0..count.min(whole)).map(|i| path(first + i * whole / count, 0.0)));
             }
-            Self::Windows { starts, shifts } if count > 0 => {
-                let whole = starts
-                    .iter()
-                    .zip(shifts)
-                    .filter(|(start, _)| **start as usize + horizon <= now);
-                let stride = (starts.len() / count).max(1);
+            Self::Windows { backs, shifts } if count > 0 => {
+                let whole = windows(now, horizon, backs, shifts);
+                let stride = (backs.len() / count).max(1);
                 out.extend(
                     whole
                         .step_by(stride)
                         .take(count)
-                        .map(|(start, shift)| path(*start as usize, *shift)),
+                        .map(|(start, shift)| path(start, shift)),
                 );
             }
             _ => {}
         }
     }
+}
+
+/// The first sample and the shift of each window of which `length` samples are known at `now`. Those
+/// that began before the history does are left out: it has moved on since they were chosen.
+fn windows<'a>(
+    now: usize,
+    length: usize,
+    backs: &'a [u32],
+    shifts: &'a [f32],
+) -> impl Iterator<Item = (usize, f64)> + 'a {
+    let none = std::iter::repeat_n(&0.0, if shifts.is_empty() { backs.len() } else { 0 });
+    backs
+        .iter()
+        .zip(shifts.iter().chain(none))
+        .filter(move |(back, _)| **back as usize >= length)
+        .filter_map(move |(back, shift)| {
+            Some((now.checked_sub(*back as usize)?, f64::from(*shift)))
+        })
+}
+
+/// A shift in the precision in which it is kept; one too large for that stays finite.
+pub fn shift(by: f64) -> f32 {
+    (by as f32).clamp(f32::MIN, f32::MAX)
 }

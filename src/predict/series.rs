@@ -159,6 +159,13 @@ impl Series {
         })
     }
 
+    /// The first point's place on the grid of all time: steps since 1970, to the nearest.
+    #[must_use]
+    pub fn origin(&self) -> i64 {
+        let step = i64::from(self.step_seconds);
+        (self.start + step / 2).div_euclid(step)
+    }
+
     /// Points in a day, at least one.
     #[must_use]
     pub fn day(&self) -> usize {

@@ -3,7 +3,7 @@
 //! It is the baseline that everything else is measured against, and an expert in its own right: on a
 //! series that has just changed level it is the only one that knows.
 
-use super::scene::{Outlook, Scene};
+use super::scene::{self, Outlook, Scene};
 
 /// Smoothing factors tried; the one with the smallest squared one-step error is kept.
 const FACTORS: [f64; 7] = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9];
@@ -46,13 +46,11 @@ pub fn spread(scene: &Scene<'_>, now: usize, horizon: usize, errors: usize) -> O
     let first = SETTLE.min(last / 2).max(1);
     let stride = (last.saturating_sub(first) / errors).max(1);
     // An odd stride visits every time of day.
-    let starts: Vec<u32> = (first..=last)
-        .step_by(stride | 1)
-        .map(|start| start as u32)
-        .collect();
-    let shifts = starts
-        .iter()
-        .map(|start| levels[now - 1] - levels[*start as usize - 1])
-        .collect();
-    Outlook::Windows { starts, shifts }
+    let starts = || (first..=last).step_by(stride | 1);
+    Outlook::Windows {
+        backs: starts().map(|start| (now - start) as u32).collect(),
+        shifts: starts()
+            .map(|start| scene::shift(levels[now - 1] - levels[start - 1]))
+            .collect(),
+    }
 }
