@@ -11,10 +11,11 @@
 //! within a sector. A sync makes durable what had *completed* before it began, and not a write more.
 //! A failed sync forgets what it was to write and says nothing of it again: later ones succeed.
 
+use crate::hits::Hit;
 use crate::world::{Process, World};
 use block::{AlignedBuf, Error, Result, SECTOR_BYTES};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 use tokio::sync::oneshot;
@@ -74,6 +75,34 @@ struct Inner {
 /// A disk. Cheap to clone.
 #[derive(Clone)]
 pub struct SimDisk(Rc<Inner>);
+
+/// What a power cut made of the operations that it found unsynced.
+#[derive(Default)]
+struct Fates {
+    kept: BTreeSet<u64>,
+    lost: BTreeSet<u64>,
+}
+
+impl Fates {
+    fn note(&mut self, entry: &Unsynced, kept: usize) {
+        let ops = || entry.later.iter().map(|(_, op, _)| *op);
+        // What a later write of the same sector covers is neither.
+        self.kept.extend(ops().take(kept).last());
+        self.lost.extend(ops().skip(kept));
+    }
+
+    fn tell(&self, world: &World) {
+        if !self.lost.is_empty() {
+            world.hit(Hit::Lost);
+        }
+        if self.kept.intersection(&self.lost).next().is_some() {
+            world.hit(Hit::Torn);
+        }
+        if self.lost.first() < self.kept.last() && !self.lost.is_empty() {
+            world.hit(Hit::Reordered);
+        }
+    }
+}
 
 impl State {
     fn put(&mut self, op: u64, sector: u64, content: Sector) {
@@ -157,23 +186,33 @@ impl SimDisk {
         }
     }
 
-    /// Flip a bit of a sector, durably.
-    pub fn rot(&self, sector: u64) {
+    /// Flip a bit of a sector, durably. The answer is what it held.
+    pub fn rot(&self, sector: u64) -> Sector {
         let mut state = self.0.state.borrow_mut();
         let mut bytes = [0; SECTOR];
-        if let Some(old) = state.cache.get(&sector).cloned().flatten() {
-            bytes = *old;
+        let old = state.cache.get(&sector).cloned().flatten();
+        if let Some(old) = &old {
+            bytes = **old;
         }
         bytes[self.0.world.dice().below(SECTOR_BYTES) as usize] ^=
             1 << self.0.world.dice().below(8);
         state.unsynced.remove(&sector);
         state.cache.insert(sector, Some(Rc::new(bytes)));
+        old
+    }
+
+    /// Put a sector back from a good copy, durably.
+    pub fn restore(&self, sector: u64, content: Sector) {
+        let mut state = self.0.state.borrow_mut();
+        state.unsynced.remove(&sector);
+        state.cache.insert(sector, content);
     }
 
     /// The process died: what was in flight happened, or not, or in part.
     pub fn killed(&self) {
         let mut state = self.0.state.borrow_mut();
         for (op, rest) in std::mem::take(&mut state.flying) {
+            self.0.world.hit(Hit::HalfDone);
             for (sector, content) in rest {
                 if self.0.world.dice().one_in(2) {
                     state.put(op, sector, content);
@@ -188,6 +227,7 @@ impl SimDisk {
         let dice = self.0.world.dice();
         let mut state = self.0.state.borrow_mut();
         let mood = dice.below(4);
+        let mut fates = Fates::default();
         for (sector, entry) in std::mem::take(&mut state.unsynced) {
             let n = entry.later.len() as u64;
             let kept = match mood {
@@ -195,6 +235,7 @@ impl SimDisk {
                 1 => n,
                 _ => dice.below(n + 1),
             };
+            fates.note(&entry, kept as usize);
             let content = match kept {
                 0 => entry.durable,
                 k => entry.later[k as usize - 1].2.clone(),
@@ -207,6 +248,7 @@ impl SimDisk {
                 None => state.cache.remove(&sector),
             };
         }
+        fates.tell(&self.0.world);
     }
 
     /// Sectors whose fate a power cut now would decide, with the number of things each may be.
@@ -258,10 +300,15 @@ impl SimDisk {
             return Ok(());
         }
         if !self.has_space(&sectors) {
+            self.0.world.hit(Hit::NoSpace);
             return Err(Error::errno("write the simulated disk", ENOSPC));
         }
         let fails = self.fault(|f| f.write);
+        if fails {
+            self.0.world.hit(Hit::WriteError);
+        }
         if self.fault(|f| f.misdirect) {
+            self.0.world.hit(Hit::Misdirected);
             let by = self.0.world.dice().below(64) * PAGE_SECTORS;
             let last = self.0.size / SECTOR_BYTES;
             sectors.iter_mut().for_each(|(s, _)| *s = (*s + by) % last);
@@ -332,6 +379,7 @@ impl block::Disk for SimDisk {
         );
         self.delay().await;
         if self.fault(|f| f.read) {
+            self.0.world.hit(Hit::ReadError);
             return (Err(Error::errno("read the simulated disk", EIO)), buf);
         }
         self.copy_out(offset, &mut buf);
@@ -390,6 +438,9 @@ impl block::Disk for SimDisk {
                 continue;
             };
             let lost = failed && dice.one_in(2);
+            if lost {
+                self.0.world.hit(Hit::SyncDropped);
+            }
             let mut gone = entry.later.drain(..=n);
             if let Some((.., content)) = gone.next_back()
                 && !lost
@@ -406,6 +457,7 @@ impl block::Disk for SimDisk {
             !e.later.is_empty() || e.durable != shown
         });
         if failed {
+            self.0.world.hit(Hit::SyncError);
             return Err(Error::errno("sync the simulated disk", EIO));
         }
         Ok(())

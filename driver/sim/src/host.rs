@@ -5,6 +5,7 @@
 //! happen to come together share a batch, as they do in a turn of the shard.
 
 use crate::disk::SimDisk;
+use crate::hits::Hit;
 use crate::ledger::Ledger;
 use crate::world::{Process, SimClock, World};
 use block::{AlignedBuf, Clock, Disk, Error, Generation, Nanos, Result, Span};
@@ -17,8 +18,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::{Notify, oneshot};
 use volume::{
-    Action, Admission, Completion, Control, META_PAGE_BYTES, Op, Outcome, Request, RequestId, Role,
-    SaveTicket, Snapshot, Volume,
+    Action, Admission, AreaSet, Completion, Control, META_PAGE_BYTES, Op, Outcome, Request,
+    RequestId, Role, SaveTicket, Snapshot, Volume,
 };
 
 const EIO: i32 = 5;
@@ -285,7 +286,15 @@ impl Host {
             Action::MirrorOff => self.mirror_ended(),
             Action::SyncImage => self.work(|host| async move {
                 let result = outcome(host.0.image.sync().await);
-                host.call(|v, now| v.image_synced(now, result));
+                let intents = |v: &Volume| v.intents().map_or(0, AreaSet::len);
+                let fewer = host.call(|v, now| {
+                    let before = intents(v);
+                    v.image_synced(now, result);
+                    intents(v) < before
+                });
+                if fewer {
+                    host.0.clock.world.hit(Hit::Cleared);
+                }
             }),
             Action::WriteMeta { slot, bytes } => {
                 let at = u64::from(slot) * META_PAGE_BYTES as u64;
@@ -391,6 +400,9 @@ impl Host {
         let buf = AlignedBuf::zeroed(span.len as usize);
         let (result, buf) = self.0.image.read(span.offset, buf).await;
         let content = result.map(|()| buf).map_err(|_| EIO);
+        if content.is_ok() {
+            self.0.clock.world.hit(Hit::Saved);
+        }
         self.call(|v, _| v.saved(ticket, content));
     }
 

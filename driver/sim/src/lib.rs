@@ -7,6 +7,7 @@
 pub mod dice;
 pub mod disk;
 pub mod guest;
+pub mod hits;
 pub mod host;
 pub mod hunt;
 pub mod ledger;

@@ -5,6 +5,7 @@
 //! the frames' own checksums and numbers must notice. A partition holds one direction's bytes back
 //! until it heals or the stream is cut.
 
+use crate::hits::Hit;
 use crate::world::World;
 use block::{Error, ErrorKind, Nanos, Result, Transport};
 use std::cell::{Cell, RefCell};
@@ -127,7 +128,12 @@ impl Network {
 
     /// Every stream ends.
     pub fn cut_all(&self) {
-        self.each(|s| s.close());
+        self.each(|s| {
+            if s.open.get() {
+                self.0.world.hit(Hit::Cut);
+            }
+            s.close();
+        });
     }
 
     /// The open streams, for a run that does not come to rest.
@@ -198,18 +204,24 @@ impl End {
         let pipe = &self.stream.pipes[self.out];
         let cut = dice.one_in(faults.cut);
         if cut {
+            net.world.hit(Hit::Cut);
             piece.truncate(dice.below(piece.len() as u64) as usize);
         }
         if dice.one_in(faults.flip) && !piece.is_empty() {
+            net.world.hit(Hit::Flip);
             let at = dice.below(piece.len() as u64) as usize;
             piece[at] ^= 1 << dice.below(8);
         }
         let took = Duration::from_nanos(piece.len() as u64 * faults.slow / 1024);
+        if took >= Duration::from_millis(10) {
+            net.world.hit(Hit::Slow);
+        }
         let mut pieces = pipe.pieces.borrow_mut();
         let before = pieces.back().map_or(Nanos::ZERO, |(at, _)| *at);
         let sent = before.max(net.world.now());
         let at = sent + took + Duration::from_nanos(dice.below(200_000));
         if dice.one_in(faults.twice) && !piece.is_empty() {
+            net.world.hit(Hit::Twice);
             pieces.push_back((at, piece.clone()));
         }
         if !piece.is_empty() {
@@ -217,6 +229,7 @@ impl End {
         }
         let n = pieces.len();
         if dice.one_in(faults.swap) && n > 1 {
+            net.world.hit(Hit::Swap);
             let (a, b) = (pieces[n - 2].1.clone(), pieces[n - 1].1.clone());
             pieces[n - 2].1 = b;
             pieces[n - 1].1 = a;
@@ -277,7 +290,12 @@ impl Transport for End {
                     return (Err(gone()), buf);
                 }
                 None => changed.await,
-                Some(_) if net.is_blocked(from, to) => changed.await,
+                Some(_) if net.is_blocked(from, to) => {
+                    if !net.is_blocked(to, from) {
+                        net.0.world.hit(Hit::OneWay);
+                    }
+                    changed.await;
+                }
                 Some(at) if at > net.0.world.now() => net.0.world.sleep_until(at).await,
                 Some(_) => break,
             }

@@ -10,9 +10,11 @@
 //! real ones.
 
 use crate::disk::SimDisk;
+use crate::hits::Hit;
 use crate::host::Host;
 use crate::ledger::Ledger;
 use crate::net::{End, Network};
+use crate::owner::Given;
 use crate::seam::{SimSource, SimTarget};
 use crate::world::{Process, SimClock, World};
 use block::sector::Seen;
@@ -110,7 +112,6 @@ pub(crate) struct Inner {
     pub(crate) setup: Setup,
     pub(crate) nodes: Vec<Node>,
     pub(crate) sessions: Cell<u64>,
-    pub(crate) mirrored: Cell<u64>,
     /// Who owned the volume before its owner, as whoever asked for the cutover knows.
     pub(crate) former: Cell<Option<usize>>,
 }
@@ -163,7 +164,6 @@ impl Cluster {
             setup: setup.clone(),
             nodes: (0..count).map(node).collect::<Result<Vec<_>>>()?,
             sessions: Cell::new(0),
-            mirrored: Cell::new(0),
             former: Cell::new(None),
         }));
         for i in 0..count {
@@ -243,17 +243,23 @@ impl Cluster {
         self.0.nodes[self.holder()].handover.set(Some(handover));
     }
 
+    fn open(&self, i: usize) -> Result<Volume> {
+        let meta = self.0.nodes[i].disks.meta.bytes();
+        Volume::open(self.config(), Some(self.0.ledger.volume), &meta)
+    }
+
+    /// Whether the volume's metadata cannot be believed: then its node must say so and stop.
+    #[must_use]
+    pub fn refuses(&self, i: usize) -> bool {
+        self.open(i).is_err_and(|e| e.kind() == ErrorKind::Corrupt)
+    }
+
     /// Begin a process. It must not be running.
     pub fn start(&self, i: usize) {
         let cluster = self.clone();
         self.0.world.spawn(self.0.nodes[i].process, async move {
             let node = &cluster.0.nodes[i];
-            let volume = Volume::open(
-                cluster.config(),
-                Some(cluster.0.ledger.volume),
-                &node.disks.meta.bytes(),
-            );
-            let volume = match volume {
+            let volume = match cluster.open(i) {
                 Ok(volume) => volume,
                 Err(e) => panic!("[recovery terminates] node {i} cannot open its volume: {e}"),
             };
@@ -265,6 +271,13 @@ impl Cluster {
                 receiver: RefCell::new(None),
             });
             *node.life.borrow_mut() = Some(life.clone());
+            let suspects = |v: &Volume| v.intents().is_some_and(|a| !a.is_empty());
+            if life
+                .host
+                .call(|v, _| !v.cursors().is_empty() && suspects(v))
+            {
+                cluster.0.world.hit(Hit::Suspect);
+            }
             cluster.check_no_false_clean(i);
             life.host.opened().await;
             let watching = cluster.clone();
@@ -281,6 +294,11 @@ impl Cluster {
     pub fn crash(&self, i: usize, power: bool) {
         let node = &self.0.nodes[i];
         let there = self.host_on(i).map(|h| h.writes()).unwrap_or_default();
+        let world = &self.0.world;
+        world.hit(if power { Hit::PowerCut } else { Hit::Kill });
+        if matches!(self.record(i), Some(r) if matches!(r.state, State::Committed { .. })) {
+            world.hit(Hit::Redone);
+        }
         self.0.world.kill(node.process);
         *node.life.borrow_mut() = None;
         for disk in node.disks.all() {
@@ -301,12 +319,10 @@ impl Cluster {
         let knocks = RefCell::new(knocks);
         loop {
             match life.host.call(|v, _| v.role()) {
-                Role::Relinquished {
-                    to,
-                    generation,
-                    epoch,
-                } => {
-                    self.retire(i, &life, &to, generation, epoch).await;
+                Role::Relinquished { .. } => {
+                    if let Some(given) = life.host.call(|v, _| Given::of(v)) {
+                        self.retire(i, &life, &knocks, given).await;
+                    }
                 }
                 Role::Owner { generation, .. } => {
                     self.open_receiver(i, &life).await;
@@ -343,6 +359,10 @@ impl Cluster {
             let size = self.0.setup.size;
             match Receiver::open(self.0.ledger.volume, size, files, target).await {
                 Ok(receiver) => {
+                    let restarts = receiver.record().state == State::Empty;
+                    if restarts && node.commits.get() > 0 {
+                        self.0.world.hit(Hit::Restarted);
+                    }
                     *life.receiver.borrow_mut() = Some(Rc::new(receiver));
                     self.check_replica(i);
                     return;
@@ -357,6 +377,7 @@ impl Cluster {
         match e.kind() {
             ErrorKind::Poisoned => self.0.nodes[i].broken.set(true),
             ErrorKind::Broken => panic!("[bug] node {i}: {e}"),
+            ErrorKind::Fenced => self.0.world.hit(Hit::Fenced),
             _ => {}
         }
     }
@@ -367,7 +388,7 @@ impl Cluster {
     }
 
     /// Serve the next connection until it ends, another comes, or `over` is true.
-    async fn serve_one(
+    pub(crate) async fn serve_one(
         &self,
         i: usize,
         life: &Rc<Life>,
@@ -542,12 +563,6 @@ impl Cluster {
     #[must_use]
     pub fn handovers(&self) -> u64 {
         self.0.ledger.handovers()
-    }
-
-    /// Cutovers that used the mirror.
-    #[must_use]
-    pub fn mirrored(&self) -> u64 {
-        self.0.mirrored.get()
     }
 
     pub(crate) fn size(&self) -> u64 {

@@ -1,15 +1,43 @@
 //! What an owner does with its replicas: follow each, and hand over when asked.
 
+use crate::hits::Hit;
+use crate::net::End;
 use crate::node::{Cluster, Handover, Life, SimSender};
 use crate::seam::SimSource;
 use crate::world::SimClock;
 use block::{Epoch, ErrorKind, Generation, NodeName};
 use replica::cutover::{self, Phase, Plan};
 use replica::{Sender, State};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
-use volume::Role;
+use tokio::sync::mpsc;
+use volume::{Role, Volume};
+
+/// A volume that its record says was given up: to whom, for which generation, as of when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Given {
+    to: NodeName,
+    next: Generation,
+    epoch: Epoch,
+}
+
+impl Given {
+    pub(crate) fn of(volume: &Volume) -> Option<Given> {
+        match volume.role() {
+            Role::Relinquished {
+                to,
+                generation,
+                epoch,
+            } => Some(Given {
+                to,
+                next: generation,
+                epoch,
+            }),
+            Role::Owner { .. } | Role::Standby => None,
+        }
+    }
+}
 
 impl Cluster {
     /// Keep a replica on every other node.
@@ -73,6 +101,9 @@ impl Cluster {
             if let Err(e) = work.await {
                 self.doing(i, j, &e);
                 assert_ne!(e.kind(), ErrorKind::Broken, "[bug] node {i} to {j}: {e}");
+                if e.kind() == ErrorKind::Fenced {
+                    world.hit(Hit::Fenced);
+                }
                 world.wait_up_to(3000).await;
             }
         }
@@ -96,49 +127,72 @@ impl Cluster {
         let dial = async || self.dial(i, asked.to).await;
         let watch = |u: &cutover::Update| mirrors.set(mirrors.get() || u.phase == Phase::Mirror);
         let end = cutover::run(sender, &plan, dial, watch).await;
-        if mirrors.get() {
-            self.0.mirrored.set(self.0.mirrored.get() + 1);
+        if mirrors.get() && end.is_ok() {
+            self.0.world.hit(Hit::Mirrored);
         }
         if let Err(e) = end {
+            self.0.world.hit(Hit::Aborted);
             self.doing(i, asked.to, &e);
             assert_ne!(e.kind(), ErrorKind::Broken, "[bug] cutover from {i}: {e}");
         }
     }
 
-    /// The volume was given up: see that it is taken, then become the new owner's replica.
+    /// The volume was given up: see that it is taken, then become the new owner's replica. Sources
+    /// are served all the while: one may be about to give the volume back.
     pub(crate) async fn retire(
         &self,
         i: usize,
         life: &Rc<Life>,
-        to: &NodeName,
-        next: Generation,
-        epoch: Epoch,
+        knocks: &RefCell<mpsc::Receiver<End>>,
+        given: Given,
     ) {
-        let Some(j) = self.0.nodes.iter().position(|n| n.name == *to) else {
-            panic!("[bug] relinquished to nobody: {to}");
-        };
-        if !life
-            .host
-            .call(|v, _| matches!(v.role(), Role::Relinquished { .. }))
-        {
+        let is_given = || life.host.call(|v, _| Given::of(v)).as_ref() == Some(&given);
+        if !is_given() {
             return;
         }
         self.0.former.set(Some(i));
+        self.open_receiver(i, life).await;
+        let taken = Rc::new(Cell::new(false));
+        let (cluster, rolling, flag) = (self.clone(), life.clone(), taken.clone());
+        let process = self.0.nodes[i].process;
+        let promise = given.clone();
+        self.0.world.spawn(process, async move {
+            cluster.roll_forward(i, &rolling, &promise).await;
+            flag.set(true);
+        });
+        let over = || taken.get() || !is_given();
+        while !over() {
+            self.serve_one(i, life, knocks, over).await;
+        }
+        if is_given() {
+            life.receiver.borrow_mut().take();
+            self.adopt(i, life, given.next, given.epoch).await;
+        }
+    }
+
+    async fn roll_forward(&self, i: usize, life: &Life, given: &Given) {
+        let Given { to, next, epoch } = given.clone();
+        let Some(j) = self.0.nodes.iter().position(|n| n.name == to) else {
+            panic!("[bug] relinquished to nobody: {to}");
+        };
         let sender = self.sender(i, j, life);
         let plan = Plan {
-            to: to.clone(),
+            to,
             next,
             freeze_budget: Duration::ZERO,
             last_increment: Duration::ZERO,
         };
         let dial = async || self.dial(i, j).await;
         let done = cutover::roll_forward(&sender, &plan, epoch, dial, |_| {}).await;
+        self.0.world.hit(Hit::RolledForward);
         if let Err(e) = done {
-            assert_eq!(e.kind(), ErrorKind::Fenced, "[rolls forward] node {i}: {e}");
+            let back = life.host.call(|v, _| Given::of(v)).as_ref() != Some(given);
+            assert!(
+                back || e.kind() == ErrorKind::Fenced,
+                "[rolls forward] node {i}: {e}"
+            );
             let _ = life.host.redirect();
         }
-        life.receiver.borrow_mut().take();
-        self.adopt(i, life, next, epoch).await;
     }
 
     /// Record once that the image is the last epoch of the ownership that ended.

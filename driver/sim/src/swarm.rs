@@ -7,6 +7,7 @@
 use crate::dice::Dice;
 use crate::disk;
 use crate::guest::{Guest, Habits};
+use crate::hits::{Hit, Hits};
 use crate::ledger::Ledger;
 use crate::net::{self, Network};
 use crate::node::{Cluster, Handover, Setup, seen};
@@ -23,6 +24,8 @@ use std::time::Duration;
 
 /// Virtual time in which a cluster without faults must come to rest.
 const REST: Duration = Duration::from_secs(120);
+/// More than a volume waits between two clearings of intents.
+const LEAP: Duration = Duration::from_secs(11);
 
 macro_rules! faults {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
@@ -56,6 +59,8 @@ faults! {
     Stop = "stop",
     /// A clock jumps ahead.
     Jump = "jump",
+    /// All clocks pass the time after which intents are swept, again and again.
+    Leap = "leap",
     /// Connections end anywhere.
     Cut = "cut",
     /// Bits flip on the wire.
@@ -82,6 +87,8 @@ faults! {
     MetaRot = "meta-rot",
     /// A sector of the replica's record rots.
     RecordRot = "record-rot",
+    /// A sector of what is staged rots.
+    StagingRot = "staging-rot",
     /// Writes to the staging file go to another place.
     Misdirect = "misdirect",
     /// The volume is handed over.
@@ -110,8 +117,8 @@ pub struct Tally {
     pub commits: u64,
     /// Volumes handed over.
     pub handovers: u64,
-    /// Cutovers that used the mirror.
-    pub mirrored: u64,
+    /// What happened, fault by fault.
+    pub hits: Hits,
     /// Over everything that was done.
     pub trace: u64,
 }
@@ -123,7 +130,7 @@ impl Tally {
         self.crashes += other.crashes;
         self.commits += other.commits;
         self.handovers += other.handovers;
-        self.mirrored += other.mirrored;
+        self.hits.add(&other.hits);
     }
 }
 
@@ -158,6 +165,7 @@ impl Swarm {
         match result {
             Ok(tally) => Tally {
                 trace: world.trace(),
+                hits: world.hits(),
                 ..tally
             },
             Err(panic) => resume_unwind(panic),
@@ -176,7 +184,12 @@ impl Swarm {
             align: *dice.pick(&[512, 4096]),
             requests: 16,
             tuning: Tuning {
-                rate: dice.one_in(3).then(|| 1 << (20 + dice.below(8))),
+                // A link that is slow enough makes a cutover use the mirror.
+                rate: match dice.below(6) {
+                    0 => Some(1 << (20 + dice.below(8))),
+                    1 if self.has(Fault::Handover) => Some(1 << (18 + dice.below(3))),
+                    _ => None,
+                },
                 compress: dice.one_in(3),
                 watermark_every: 256 << 10,
             },
@@ -206,7 +219,7 @@ impl Swarm {
             crashes: fate.crashes.get(),
             commits: node(|n| n.commits.get()),
             handovers: cluster.handovers(),
-            mirrored: cluster.mirrored(),
+            hits: Hits::default(),
             trace: 0,
         }
     }
@@ -321,6 +334,9 @@ impl Fate<'_> {
         let pause = 1000 * (1 + dice.below(60));
         while self.world.now() < until {
             self.world.wait_up_to(pause).await;
+            if self.swarm.has(Fault::Leap) {
+                self.leap();
+            }
             self.revive_broken();
             let all: Vec<Fault> = self.swarm.faults.iter().copied().collect();
             if !all.is_empty() {
@@ -338,12 +354,14 @@ impl Fate<'_> {
         match fault {
             Fault::Kill | Fault::Power => self.crash(i, fault == Fault::Power).await,
             Fault::Stop => {
+                self.world.hit(Hit::Stop);
                 self.world.stop(node.process);
                 self.world.wait_up_to(30_000).await;
                 self.world.go_on(node.process);
             }
             Fault::Jump => {
                 let by = Duration::from_millis(dice.below(20_000));
+                self.world.hit(Hit::Jump);
                 self.world.jump(node.process, by);
             }
             Fault::Cut => self.net.cut_all(),
@@ -357,6 +375,7 @@ impl Fate<'_> {
             }
             Fault::SlowDisk => {
                 let disk = node.disks.all()[dice.below(4) as usize];
+                self.world.hit(Hit::SlowDisk);
                 disk.set_slow(*dice.pick(&[5, 40, 3000]));
             }
             Fault::ReadError | Fault::WriteError | Fault::SyncError | Fault::Misdirect => {
@@ -371,12 +390,20 @@ impl Fate<'_> {
                 self.world.wait_up_to(30_000).await;
                 disk.set_faults(disk::Faults::default());
             }
-            Fault::MetaRot | Fault::RecordRot => self.rot(i, fault).await,
+            Fault::MetaRot | Fault::RecordRot | Fault::StagingRot => self.rot(i, fault).await,
             Fault::Handover => self.cluster.ask(Handover {
                 to: j as usize,
                 budget: Duration::from_micros(*dice.pick(&[2000, 20_000, 500_000])),
             }),
-            Fault::Flip | Fault::Twice | Fault::Swap | Fault::SlowNet => {}
+            Fault::Flip | Fault::Twice | Fault::Swap | Fault::SlowNet | Fault::Leap => {}
+        }
+    }
+
+    /// Everybody's clock passes what intents wait for before they are cleared.
+    fn leap(&self) {
+        self.world.hit(Hit::Leap);
+        for node in self.cluster.nodes() {
+            self.world.jump(node.process, LEAP);
         }
     }
 
@@ -429,17 +456,39 @@ impl Fate<'_> {
 
     async fn rot(&self, i: usize, fault: Fault) {
         let dice = self.world.dice();
-        if self.rotten.get() & (1 << i) != 0 {
+        let staging = fault == Fault::StagingRot;
+        if !staging && self.rotten.get() & (1 << i) != 0 {
             return;
         }
-        self.rotten.set(self.rotten.get() | 1 << i);
         let disks = &self.cluster.nodes()[i].disks;
         self.crashes.set(self.crashes.get() + 1);
         self.cluster.crash(i, dice.one_in(2));
         match fault {
-            Fault::MetaRot => disks.meta.rot(dice.below(4 * 8)),
+            Fault::MetaRot => {
+                self.world.hit(Hit::MetaRot);
+                let sector = dice.below(4 * 8);
+                let good = disks.meta.rot(sector);
+                // The power may have torn the other copy of the superblock in the same moment.
+                if self.cluster.refuses(i) {
+                    self.world.hit(Hit::Refused);
+                    disks.meta.restore(sector, good);
+                }
+            }
+            Fault::StagingRot => {
+                let used = disks.staging.data();
+                if !used.is_empty() {
+                    self.world.hit(Hit::StagingRot);
+                    let _ = disks.staging.rot(dice.pick(&used).0);
+                }
+            }
             // The record is in the first sector of a page.
-            _ => disks.replica.rot(dice.below(2) * 8),
+            _ => {
+                self.world.hit(Hit::RecordRot);
+                let _ = disks.replica.rot(dice.below(2) * 8);
+            }
+        }
+        if !staging {
+            self.rotten.set(self.rotten.get() | 1 << i);
         }
         self.world.wait_up_to(20_000).await;
         self.cluster.start(i);

@@ -7,6 +7,7 @@
 //! Killing a process drops its tasks where they stand. Stopping one (SIGSTOP) leaves them.
 
 use crate::dice::Dice;
+use crate::hits::{Hit, Hits, Tally};
 use block::{Clock, Nanos};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,6 +68,7 @@ struct Inner {
     last: Cell<u64>,
     polls: Cell<u64>,
     trace: Cell<u64>,
+    hits: Tally,
 }
 
 /// The world. Cheap to clone.
@@ -89,6 +91,7 @@ impl World {
             last: Cell::new(0),
             polls: Cell::new(0),
             trace: Cell::new(seed),
+            hits: Tally::default(),
         }))
     }
 
@@ -108,6 +111,17 @@ impl World {
     #[must_use]
     pub fn trace(&self) -> u64 {
         self.0.trace.get()
+    }
+
+    /// Something happened that is worth counting.
+    pub fn hit(&self, hit: Hit) {
+        self.0.hits.hit(hit);
+    }
+
+    /// How often what happened.
+    #[must_use]
+    pub fn hits(&self) -> Hits {
+        self.0.hits.all()
     }
 
     fn number(&self) -> u64 {

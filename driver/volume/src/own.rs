@@ -21,8 +21,7 @@ pub(crate) struct Meta {
     pub(crate) store: Store,
     pub(crate) intents: Intents,
     pub(crate) superblock: Superblock,
-    /// Calls to answer when the superblock of this version is durable.
-    waiting: Vec<(u64, Control)>,
+    waiting: Vec<Waiting>,
     last_control: u64,
     /// The version that says what this node may do now. Until it is durable the gate is shut.
     believed: u64,
@@ -30,6 +29,15 @@ pub(crate) struct Meta {
     pub(crate) swept_at: Nanos,
     /// A sweep has begun and not ended.
     pub(crate) sweeping: bool,
+}
+
+/// A call to answer when the superblock of a version is durable and a round of the flush group, zero
+/// for none, has ended.
+#[derive(Debug)]
+struct Waiting {
+    version: u64,
+    round: u64,
+    control: Control,
 }
 
 /// A record to write as soon as everything in the image is durable.
@@ -325,11 +333,6 @@ impl Volume {
         }
         let Some(meta) = &mut self.meta else { return };
         meta.store.synced(&mut meta.intents);
-        let durable = meta.store.durable();
-        let done = meta.waiting.iter().filter(|(v, _)| *v <= durable);
-        let done = done.map(|(_, c)| Action::ControlDone(*c, Ok(())));
-        self.actions.extend(done);
-        meta.waiting.retain(|(v, _)| *v > durable);
         if !meta.announced && meta.is_believed() {
             meta.announced = true;
             self.actions.push_back(Action::Opened);
@@ -342,6 +345,7 @@ impl Volume {
             meta.intents.sweep(|_| false);
             self.epochs.forget();
         }
+        self.answer_controls();
         self.announce();
         self.notice_passed(now);
         self.wake_intents();
@@ -368,9 +372,37 @@ impl Volume {
         if version <= meta.store.durable() {
             self.actions.push_back(Action::ControlDone(control, Ok(())));
         } else {
-            meta.waiting.push((version, control));
+            meta.waiting.push(Waiting {
+                version,
+                round: 0,
+                control,
+            });
         }
         Ok(control)
+    }
+
+    /// As [`Volume::change`], but answered only when everything that the image holds by now is
+    /// durable, too.
+    pub(crate) fn change_and_sync(&mut self) -> Result<Control> {
+        let control = self.change()?;
+        if !self.flush.is_clean() {
+            let round = self.flush.want();
+            let waiting = self.meta.iter_mut().flat_map(|m| &mut m.waiting);
+            waiting
+                .filter(|w| w.control == control)
+                .for_each(|w| w.round = round);
+        }
+        Ok(control)
+    }
+
+    /// Answer the calls for which everything is durable that they wait for.
+    pub(crate) fn answer_controls(&mut self) {
+        let Some(meta) = &mut self.meta else { return };
+        let (durable, finished) = (meta.store.durable(), self.flush.finished());
+        let done = |w: &mut Waiting| w.version <= durable && w.round <= finished;
+        let done = meta.waiting.extract_if(.., done);
+        self.actions
+            .extend(done.map(|w| Action::ControlDone(w.control, Ok(()))));
     }
 
     fn new_control(&mut self) -> Result<Control> {
@@ -461,14 +493,18 @@ impl Volume {
         }
         meta.superblock.cursors.clone_from(&self.epochs.cursors);
         let version = meta.store.change();
-        meta.waiting.push((version, control));
+        meta.waiting.push(Waiting {
+            version,
+            round: 0,
+            control,
+        });
     }
 
     /// The volume was poisoned: so answer everybody who waits for the metadata.
     pub(crate) fn fail_controls(&mut self) {
         let pending = self.after_sync.take().map(|(.., control)| control);
         let waiting = self.meta.iter_mut().flat_map(|m| m.waiting.drain(..));
-        for control in waiting.map(|(_, c)| c).chain(pending) {
+        for control in waiting.map(|w| w.control).chain(pending) {
             self.actions
                 .push_back(Action::ControlDone(control, Err(EIO)));
         }

@@ -62,7 +62,8 @@ impl Volume {
                 (closed, matches!(name, CursorName::Checkpoint(_)))
             }
         };
-        if self.epochs.cursors.is_empty() {
+        let first = self.epochs.cursors.is_empty();
+        if first {
             self.intend_what_is_dirty();
         }
         self.epochs.cursors.push(Cursor {
@@ -70,6 +71,11 @@ impl Volume {
             epoch,
             seeded,
         });
+        if first && start == Start::Now {
+            // What was written while nobody was tracked has no intent. A copy of it must not begin
+            // while a power cut can still take it from the image.
+            return self.change_and_sync();
+        }
         self.change()
     }
 

@@ -256,6 +256,7 @@ impl Volume {
         if let Some((_, record, control)) = self.after_sync.take_if(|(n, ..)| *n <= finished) {
             self.record(now, record, control);
         }
+        self.answer_controls();
     }
 
     /// The metadata was committed: begin to wait for a guest's flush if cursors moved.

@@ -17,6 +17,7 @@ struct Node {
     vol: Volume,
     meta: Vec<u8>,
     sync_meta: bool,
+    sync_image: bool,
     seen: Vec<Action>,
 }
 
@@ -47,6 +48,7 @@ impl Node {
             vol: Volume::create(config(size), identity, role).unwrap(),
             meta: vec![0; meta_bytes(size) as usize],
             sync_meta: true,
+            sync_image: true,
             seen: Vec::new(),
         };
         node.run();
@@ -60,7 +62,7 @@ impl Node {
                     self.meta[slot as usize * 4096..][..4096].copy_from_slice(&bytes[..]);
                 }
                 Action::SyncMeta if self.sync_meta => self.vol.meta_synced(NOW, Ok(())),
-                Action::SyncImage => self.vol.image_synced(NOW, Ok(())),
+                Action::SyncImage if self.sync_image => self.vol.image_synced(NOW, Ok(())),
                 other => self.seen.push(other),
             }
         }
@@ -98,6 +100,31 @@ impl Node {
 
 fn replica(node: &str) -> CursorName {
     CursorName::Replica(node.parse().unwrap())
+}
+
+/// A guest wrote to a volume without replicas, and did not flush. A first replica was added and
+/// seeded: it got what the page cache held. Then the power failed, the image lost the write, and no
+/// intent said so, because none was needed when it was made: the replica kept, for good, what the
+/// source had not. The first cursor is there only when the image is durable.
+#[test]
+fn a_first_replica_begins_when_what_it_will_copy_is_durable() {
+    let mut a = Node::new(1 << 30, owner());
+    assert_eq!(a.write(0, 7), Admission::Issue);
+    assert_eq!(a.vol.complete(NOW, RequestId(0), Ok(())), OK);
+    a.sync_image = false;
+    let c = a.vol.add_cursor(replica("n2"), Start::Now).unwrap();
+    assert_eq!(a.ended(c), None, "the image is not durable");
+    assert!(a.said(|x| matches!(x, Action::SyncImage)));
+    a.sync_image = true;
+    a.vol.image_synced(NOW, Ok(()));
+    assert_eq!(a.ended(c), Some(Ok(())));
+    // A second one need not wait: what is not durable is in the first one's maps and intents.
+    assert_eq!(a.write(0, 9), Admission::Held);
+    assert!(a.said(|x| matches!(x, Action::Issue(_))));
+    assert_eq!(a.vol.complete(NOW, RequestId(0), Ok(())), OK);
+    a.sync_image = false;
+    let c = a.vol.add_cursor(replica("n3"), Start::Now).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
 }
 
 /// Seed `n2` without content and bring it to the present; the volume is then frozen and drained.
