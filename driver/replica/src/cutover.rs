@@ -236,6 +236,14 @@ async fn activate<S: Source, D: Disk, C: Clock, T: Transport>(
     if session.owner() >= Some(next) {
         return Ok(());
     }
+    let seen = session.peer.get().generation;
+    if seen > next {
+        // It was taken, and given on since, perhaps back to this node.
+        return Err(Error::new(
+            ErrorKind::Fenced,
+            format!("activate generation {next}: generation {seen} was seen there"),
+        ));
+    }
     let message = Message::Activate { generation: next };
     session.link.send(epoch, &message).await?;
     let taken = |i: &crate::inbox::Inbox| i.activated.get().filter(|g| *g == next);

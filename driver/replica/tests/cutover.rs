@@ -263,6 +263,39 @@ fn after_relinquish_the_only_way_is_forward() {
     }
 }
 
+/// The target took the volume, but the source never heard of it; then the target gave it back, and the
+/// source, owner again, still asked the target to take the old generation, for ever, where it should
+/// have been sending increments. A generation that was overtaken is not asked for again.
+#[test]
+fn a_hand_over_that_was_overtaken_is_not_rolled_forward_for_ever() {
+    let scene = scene(3);
+    run(async {
+        let listener = Listener::new(&scene.dice, &[]);
+        scene.attempt(&listener, 30, |_| {}).await.unwrap();
+        let (_, epoch) = scene.volume.s.relinquished.borrow().unwrap();
+        // Here again in generation 3: there a copy that follows.
+        let back = Generation(3);
+        scene.volume.s.generation.set(back);
+        scene.node.target.owned.set(None);
+        let record = scene.node.replica.clone();
+        let later = Epoch(epoch.0 + 5);
+        replica::adopt(record, world::VOLUME, SIZE, back, later)
+            .await
+            .unwrap();
+        let receiver = scene.node.open().await.unwrap();
+        let again = sender(&scene.volume);
+        let dial = async || listener.dial().await;
+        let forward = pin!(roll_forward(&again, &scene.plan, epoch, dial, |_| {}));
+        match select(forward, pin!(listener.serve(&receiver))).await {
+            Either::Left((result, _)) => {
+                assert_eq!(result.unwrap_err().kind(), ErrorKind::Fenced);
+            }
+            Either::Right(_) => unreachable!("the listener listens for ever"),
+        }
+        assert!(listener.dialled.get() < 5, "once is enough");
+    });
+}
+
 /// The receiver loses power between its two records of the hand-over, or around them.
 #[test]
 fn a_receiver_that_loses_power_while_it_takes_over_takes_over_after() {

@@ -87,7 +87,7 @@ impl Fates {
     fn note(&mut self, entry: &Unsynced, kept: usize) {
         let ops = || entry.later.iter().map(|(_, op, _)| *op);
         // What a later write of the same sector covers is neither.
-        self.kept.extend(ops().take(kept).last());
+        self.kept.extend(ops().take(kept).next_back());
         self.lost.extend(ops().skip(kept));
     }
 

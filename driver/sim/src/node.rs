@@ -318,7 +318,8 @@ impl Cluster {
     async fn live(&self, i: usize, life: Rc<Life>, knocks: mpsc::Receiver<End>) {
         let knocks = RefCell::new(knocks);
         loop {
-            match life.host.call(|v, _| v.role()) {
+            let before = life.host.call(|v, _| v.role());
+            match before {
                 Role::Relinquished { .. } => {
                     if let Some(given) = life.host.call(|v, _| Given::of(v)) {
                         self.retire(i, &life, &knocks, given).await;
@@ -331,13 +332,9 @@ impl Cluster {
                 Role::Standby => self.open_receiver(i, &life).await,
             }
             // Until the part that this node plays has changed.
-            let part = |v: &Volume| std::mem::discriminant(&v.role());
-            let before = life.host.call(|v, _| part(v));
-            while life.host.call(|v, _| part(v)) == before || life.host.is_poisoned() {
-                self.serve_one(i, &life, &knocks, || {
-                    life.host.call(|v, _| part(v)) != before
-                })
-                .await;
+            let same = || life.host.call(|v, _| v.role()) == before;
+            while same() || life.host.is_poisoned() {
+                self.serve_one(i, &life, &knocks, || !same()).await;
             }
         }
     }

@@ -144,7 +144,7 @@ impl Swarm {
         Swarm {
             seed,
             faults: faults.collect(),
-            millis: 100 + dice.below(500),
+            millis: 80 + dice.below(300),
         }
     }
 
@@ -331,7 +331,7 @@ impl Fate<'_> {
             slow: self.now_and_then(Fault::SlowNet, 1 + dice.below(300_000)),
         });
         let until = self.world.now() + Duration::from_millis(self.swarm.millis);
-        let pause = 1000 * (1 + dice.below(60));
+        let pause = 1000 * (1 + dice.below(40));
         while self.world.now() < until {
             self.world.wait_up_to(pause).await;
             if self.swarm.has(Fault::Leap) {
