@@ -99,6 +99,9 @@ struct Moving {
 struct Volume {
     name: String,
     gib: f64,
+    /// What is written to it, in MiB a second: copies must be sent that.
+    #[serde(default)]
+    written_mib: f64,
     group: Option<String>,
 }
 
@@ -230,8 +233,10 @@ fn subject(m: Moving, base: &Path) -> Result<Subject, Failure> {
         };
         (site, held)
     });
+    let written: f64 = m.volume.iter().map(|v| v.written_mib).sum();
     Ok(Subject {
         windows,
+        dirty_rate: Bandwidth((written * f64::from(1 << 20)) as u64),
         capacity: m.capacity,
         need: Need {
             cpus: Distribution::certain(m.cpus),

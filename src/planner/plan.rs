@@ -46,6 +46,8 @@ pub struct Subject {
     pub moving: Vec<Ask>,
     /// What they need where they go.
     pub need: Need,
+    /// What they are expected to write in a second, which copies of them must be sent.
+    pub dirty_rate: Bandwidth,
     /// Sites that have copies of all of them.
     pub copies: BTreeMap<String, Held>,
     /// Since when its demand has been observed well below capacity with nothing of it elsewhere;
@@ -104,7 +106,7 @@ pub enum Way {
     Warm,
     /// On these nodes, one for each volume.
     Existing(Vec<String>),
-    /// On a new node of this shape.
+    /// On a new node of this shape, which holds the copies until something runs there.
     New(Box<Recommendation>),
 }
 
@@ -118,6 +120,8 @@ pub enum Outlook {
         way: Way,
         /// What it is worth.
         score: Score,
+        /// The shape on which what moves would run, if the site sells one so large.
+        host: Option<Box<Recommendation>>,
     },
     /// It cannot be done.
     Filtered {
@@ -340,14 +344,19 @@ impl Cycle<'_> {
         if self.touched(&site.name, hold) {
             return filtered("goes into maintenance itself while the copy would be kept".into());
         }
+        let policy = input.policy;
+        let host = recommend(&subject.need, prices, policy.shape_quantile);
         let mut it = Move {
             provision: Seconds(0),
             bytes: whole,
             bandwidth: site.bandwidth,
             node: Money(0.0),
             storage: prices.storage(whole, hold),
-            egress: prices.egress(whole),
+            egress: prices.egress(with_increments(whole, subject, hold)),
             again: Money(0.0),
+            host: host
+                .as_ref()
+                .map_or(Money(0.0), |h| h.shape.price(policy.stay())),
         };
         if it.bandwidth.time_for(whole).0 == u64::MAX {
             return filtered("no bandwidth to it".into());
@@ -356,6 +365,7 @@ impl Cycle<'_> {
             return Outlook::Possible {
                 way: Way::Warm,
                 score: self.keeping(subject, site, prices, it, held),
+                host: host.map(Box::new),
             };
         }
         let way = match self.on_existing(subject, &site.name) {
@@ -365,18 +375,22 @@ impl Cycle<'_> {
                     "no node there has room, and the quota for new ones is used up".into(),
                 );
             }
-            Err(_) => match recommend(&subject.need, prices, input.policy.shape_quantile) {
-                Some(r) => {
-                    it.provision = site.provision;
-                    it.node = r.shape.price(hold);
-                    Way::New(Box::new(r))
+            Err(_) => {
+                let standby = Need::standby(subject.need.storage);
+                match recommend(&standby, prices, policy.shape_quantile) {
+                    Some(r) if host.is_some() => {
+                        it.provision = site.provision;
+                        it.node = r.shape.price(hold);
+                        Way::New(Box::new(r))
+                    }
+                    _ => return filtered("sells no node that is large enough".into()),
                 }
-                None => return filtered("sells no node that is large enough".into()),
-            },
+            }
         };
         Outlook::Possible {
             way,
-            score: self.score(subject, &it, input.policy.value(), input.policy.cycle()),
+            score: self.score(subject, &it, policy.value(), policy.cycle()),
+            host: host.map(Box::new),
         }
     }
 
@@ -403,8 +417,7 @@ impl Cycle<'_> {
         held: &Held,
     ) -> Score {
         let cycle = self.input.policy.cycle();
-        it.again = it.egress;
-        it.egress = prices.egress(held.behind);
+        it.again = prices.egress(it.bytes);
         if held.node_hour.0 > 0.0 {
             it.provision = site.provision;
         }
@@ -421,6 +434,7 @@ impl Cycle<'_> {
             // the probability is that of the lead and the hold, so both are paid for
             it.node = Money(held.node_hour.0 * (lead + hold).hours());
             it.storage = prices.storage(it.bytes, lead + hold);
+            it.egress = prices.egress(with_increments(held.behind, subject, lead + hold));
             let score = self.score(subject, &it, value, hold);
             if best.as_ref().is_none_or(|b| score.total.0 > b.total.0) {
                 best = Some(score);
@@ -495,6 +509,15 @@ impl Cycle<'_> {
     }
 }
 
+/// What the volumes are expected to write while copies of them are kept.
+fn with_increments(bytes: Bytes, subject: &Subject, hold: Seconds) -> Bytes {
+    Bytes(
+        bytes
+            .0
+            .saturating_add(subject.dirty_rate.0.saturating_mul(hold.0)),
+    )
+}
+
 fn filtered(why: String) -> Outlook {
     Outlook::Filtered { why }
 }
@@ -503,7 +526,7 @@ type Best<'a> = Option<(&'a str, &'a Way, &'a Score)>;
 
 fn possible<'a>(outlooks: &'a BTreeMap<String, Outlook>, site: &str) -> Best<'a> {
     match outlooks.get_key_value(site) {
-        Some((site, Outlook::Possible { way, score })) => Some((site, way, score)),
+        Some((site, Outlook::Possible { way, score, .. })) => Some((site, way, score)),
         _ => None,
     }
 }

@@ -12,7 +12,10 @@ fn prices() -> Prices {
         [sites.east]
         storage_gib_month = 0.1
         egress_gib = 0.01
-        shapes = [{ name = "m", cpus = 4, memory_gib = 16, storage_gib = 500, hour = 0.2 }]
+        shapes = [
+          { name = "m", cpus = 4, memory_gib = 16, storage_gib = 500, hour = 0.2 },
+          { name = "s", cpus = 2, memory_gib = 8, storage_gib = 500, hour = 0.15 },
+        ]
         [sites.west]
         storage_gib_month = 0.1
         egress_gib = 0.01
@@ -50,6 +53,7 @@ fn subject(name: &str, p: f64) -> Subject {
             memory_gib: Distribution::certain(8.0),
             storage: Bytes::from_gib(10.0),
         },
+        dirty_rate: Bandwidth(0),
         copies: BTreeMap::new(),
         idle_since: None,
     }
@@ -243,4 +247,37 @@ proptest! {
             prop_assert!(new <= quota as usize);
         }
     }
+}
+
+/// A copy at rest used to be priced as a host for everything that it may ever receive: keeping copies
+/// cost four times what it needed to, and all were given up between two events.
+#[test]
+fn a_node_for_copies_is_as_small_as_their_room_allows_and_the_host_is_shown_beside_it() {
+    let mut w = World::new(vec![subject("a", 0.9)]);
+    w.subjects[0].need.cpus = Distribution::certain(4.0);
+    let plan = w.plan();
+    let Some(Outlook::Possible {
+        way: Way::New(node),
+        host: Some(host),
+        ..
+    }) = plan.decisions[0].sites.get("east")
+    else {
+        panic!("{plan:?}");
+    };
+    assert_eq!((node.cpus, node.storage_gib), (1.0, 10.0));
+    assert_eq!((host.cpus, host.storage_gib), (4.0, 10.0));
+    assert!(node.shape.hour < host.shape.hour, "{node:?} {host:?}");
+}
+
+#[test]
+fn increments_count_where_sending_is_dear() {
+    let line = |rate| {
+        let mut w = World::new(vec![subject("a", 0.9)]);
+        w.subjects[0].dirty_rate = Bandwidth(rate);
+        match &w.plan().decisions[0].sites["east"] {
+            Outlook::Possible { score, .. } => score.egress.0,
+            Outlook::Filtered { why } => panic!("{why}"),
+        }
+    };
+    assert!(line(1 << 20) > line(0));
 }

@@ -40,6 +40,8 @@ pub struct Policy {
     pub missed_share: f64,
     /// The quantile by which shapes are chosen.
     pub shape_quantile: f64,
+    /// How long what has moved is expected to stay away, for the price of its host.
+    pub expected_stay_seconds: u64,
     /// How long a copy is expected to be kept, for its cost.
     pub expected_hold_seconds: u64,
     /// How long it is kept at least.
@@ -67,6 +69,7 @@ impl Default for Policy {
             value_of_second: 0.01,
             missed_share: 0.1,
             shape_quantile: 0.95,
+            expected_stay_seconds: 2 * 3600,
             expected_hold_seconds: 4 * 3600,
             minimum_hold_seconds: 3600,
             idle_seconds: 1800,
@@ -123,6 +126,10 @@ impl Policy {
 
     pub(super) fn cycle(&self) -> Seconds {
         Seconds(self.cycle_seconds)
+    }
+
+    pub(super) fn stay(&self) -> Seconds {
+        Seconds(self.expected_stay_seconds)
     }
 
     pub(super) fn hold(&self) -> Seconds {

@@ -3,7 +3,8 @@
 //! ```text
 //! lead  = time to have a node there + baseline bytes / bandwidth
 //! P     = 1 − (1 − P(window maximum over the lead passes capacity)) × Π(1 − P(event within it))
-//! score = P × (value of a second × seconds saved + sending again) − node × hold − storage × hold − egress
+//! score = P × (value of a second × seconds saved + sending again − host × stay)
+//!         − node × hold − storage × hold − egress
 //! ```
 //!
 //! The seconds saved are the lead itself: with a warm copy the move takes a cutover, without one it
@@ -57,6 +58,8 @@ pub struct Move {
     pub storage: Money,
     /// Price of sending the bytes.
     pub egress: Money,
+    /// Price of a host for what moves, for as long as it is expected to stay.
+    pub host: Money,
     /// Price of sending everything again, for a copy that is there; zero for a new one.
     pub again: Money,
 }
@@ -93,6 +96,8 @@ pub struct Score {
     pub storage: Money,
     /// Price of the transfer.
     pub egress: Money,
+    /// Price of running there, times the probability.
+    pub host: Money,
     /// Price of sending it again that a copy which is there may save.
     pub again: Money,
     /// What the probabilities and the lead are worth.
@@ -121,8 +126,10 @@ impl Score {
         let p_event = 1.0 - none;
         let p = 1.0 - (1.0 - p_load) * none;
         let gain = Money(p * (urgency.value_of_second.0 * lead.0 as f64 + it.again.0));
+        let host = Money(p * it.host.0);
         Score {
             lead,
+            host,
             p_load,
             p_event,
             p,
@@ -132,14 +139,14 @@ impl Score {
             egress: it.egress,
             again: it.again,
             gain,
-            total: Money(gain.0 - it.node.0 - it.storage.0 - it.egress.0),
+            total: Money(gain.0 - host.0 - it.node.0 - it.storage.0 - it.egress.0),
         }
     }
 
     /// The costs together.
     #[must_use]
     pub fn cost(&self) -> Money {
-        Money(self.node.0 + self.storage.0 + self.egress.0)
+        Money(self.host.0 + self.node.0 + self.storage.0 + self.egress.0)
     }
 
     /// The sum as one line.
@@ -155,6 +162,7 @@ impl Score {
             self.p, self.p_load, self.p_event, self.gain.0,
         );
         for (cost, name) in [
+            (self.host, "host"),
             (self.node, "node"),
             (self.storage, "storage"),
             (self.egress, "egress"),
@@ -185,6 +193,7 @@ mod tests {
             node: Money(0.5),
             storage: Money(0.1),
             egress: Money(0.4),
+            host: Money(0.5),
             again: Money(0.0),
         }
     }
@@ -203,11 +212,11 @@ mod tests {
         assert!((s.p_load - 0.2).abs() < 1e-9);
         assert!((s.p_event - 0.5).abs() < 1e-9); // the second event is beyond lead and slack
         assert!((s.p - 0.6).abs() < 1e-9); // 1 - 0.8 x 0.5
-        assert!((s.total.0 - (0.6 * 200.0 * 0.05 - 1.0)).abs() < 1e-9);
+        assert!((s.total.0 - (0.6 * 200.0 * 0.05 - 0.6 * 0.5 - 1.0)).abs() < 1e-9);
         assert_eq!(
             s.line(),
             "P 0.600 (load 0.200, event 0.500) x 200 s saved x 0.0500/s = 6.0000 \
-             - node 0.5000 - storage 0.1000 - egress 0.4000 = 5.0000"
+             - host 0.3000 - node 0.5000 - storage 0.1000 - egress 0.4000 = 4.7000"
         );
     }
 

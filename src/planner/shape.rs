@@ -16,6 +16,22 @@ pub struct Need {
     pub storage: Bytes,
 }
 
+/// What a node needs beside the storage to receive increments and to serve a few disks: a core, and
+/// memory for the node's buffers.
+const STANDBY: (f64, f64) = (1.0, 2.0);
+
+impl Need {
+    /// What a node needs that only holds copies.
+    #[must_use]
+    pub fn standby(storage: Bytes) -> Need {
+        Need {
+            cpus: Distribution::certain(STANDBY.0),
+            memory_gib: Distribution::certain(STANDBY.1),
+            storage,
+        }
+    }
+}
+
 /// A need at one quantile, and the shape that covers it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Recommendation {

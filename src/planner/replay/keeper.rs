@@ -1,8 +1,8 @@
 //! Four ways to decide which copies to keep.
 
 use super::super::{
-    Action, Ask, Bytes, Commitments, Distribution, Held, Input, Mode, Policy, Seconds, Subject,
-    Windows, plan,
+    Action, Ask, Bandwidth, Bytes, Commitments, Distribution, Held, Input, Mode, Money, Policy,
+    Seconds, Subject, Windows, plan,
 };
 use super::run::{Departure, View};
 use super::world::World;
@@ -51,14 +51,22 @@ impl Keeper for MostRecent {
 
 /// Knows every departure.
 pub struct Oracle {
-    /// For each copy, from which step to which it is wanted.
-    spans: Vec<(usize, usize, usize, usize)>,
+    spans: Vec<Span>,
+}
+
+/// From which step to which a copy is wanted.
+struct Span {
+    vm: usize,
+    site: usize,
+    from: usize,
+    to: usize,
 }
 
 impl Oracle {
-    /// From the departures of a replay in which nothing was kept.
+    /// From the departures of a replay in which nothing was kept. A copy stays between two departures
+    /// if keeping it, at `share` of the price of a node of its own, is cheaper than sending it again.
     #[must_use]
-    pub fn new(world: &World, departures: &[Departure]) -> Oracle {
+    pub fn new(world: &World, departures: &[Departure], share: f64) -> Oracle {
         let mut by_vm: BTreeMap<usize, Vec<Departure>> = BTreeMap::new();
         for d in departures {
             by_vm.entry(d.vm).or_default().push(*d);
@@ -66,64 +74,80 @@ impl Oracle {
         let mut spans = Vec::new();
         for (vm, mut departures) in by_vm {
             departures.sort_by_key(|d| d.at);
-            let only: BTreeSet<usize> = [vm].into();
-            let site = world.cheapest_site(&only);
-            let mut last: Option<usize> = None;
-            for d in departures {
-                let begin = d.at.saturating_sub(Oracle::lead(world, site, &only, d.at));
-                match last {
-                    Some(i) if Oracle::keeping_pays(world, site, vm, spans[i], begin) => {
-                        spans[i].3 = d.until
-                    }
-                    _ => {
-                        last = Some(spans.len());
-                        spans.push((vm, site, begin, d.until));
-                    }
-                }
+            let at_sites = (0..world.sites.len())
+                .map(|site| Oracle::at_site(world, site, vm, &departures, share));
+            if let Some((_, best)) = at_sites.min_by(|a, b| a.0.total_cmp(&b.0)) {
+                spans.extend(best);
             }
         }
         Oracle { spans }
     }
 
+    /// When a VM's copy is wanted if all its departures go to one site, and the price of that.
+    fn at_site(
+        world: &World,
+        site: usize,
+        vm: usize,
+        departures: &[Departure],
+        share: f64,
+    ) -> (f64, Vec<Span>) {
+        let keeping = |from, to| Oracle::keeping(world, site, vm, (from, to), share);
+        let prices = world.prices.site(&world.sites[site].name);
+        let sending = prices.map_or(0.0, |p| p.egress(world.vms[vm].disk).0);
+        let lead = Oracle::lead(world, site, vm);
+        let mut spans: Vec<Span> = Vec::new();
+        let mut cost = 0.0;
+        for d in departures {
+            let begin = d.at.saturating_sub(lead);
+            match spans.last_mut() {
+                Some(last) if keeping(last.to, begin) < sending => {
+                    cost += keeping(last.to, d.at);
+                    last.to = d.until;
+                }
+                _ => {
+                    cost += sending + keeping(begin, d.at);
+                    spans.push(Span {
+                        vm,
+                        site,
+                        from: begin,
+                        to: d.until,
+                    });
+                }
+            }
+            let away = Seconds((d.until - d.at) as u64 * world.step.0);
+            cost += world.node_hour(site, &[vm].into()).0 * away.hours();
+        }
+        (cost, spans)
+    }
+
     /// Steps before a departure at which its copy must begin: all VMs of the node may leave at once
     /// and share the bandwidth.
-    fn lead(world: &World, site: usize, only: &BTreeSet<usize>, _at: usize) -> usize {
-        let home = only.iter().next().map_or(0, |v| world.vms[*v].home);
+    fn lead(world: &World, site: usize, vm: usize) -> usize {
+        let home = world.vms[vm].home;
         let all: Bytes = world.at_home(home).map(|v| world.vms[v].disk).sum();
         let site = &world.sites[site];
         let seconds = site.provision + site.bandwidth.time_for(all);
         seconds.0.div_ceil(world.step.0) as usize + 1
     }
 
-    /// Whether keeping from one departure's end to the next one's beginning is cheaper than sending
-    /// it all again.
-    fn keeping_pays(
-        world: &World,
-        site: usize,
-        vm: usize,
-        span: (usize, usize, usize, usize),
-        next: usize,
-    ) -> bool {
-        if next <= span.3 {
-            return true;
-        }
+    /// The price of keeping a copy from one step to another.
+    fn keeping(world: &World, site: usize, vm: usize, span: (usize, usize), share: f64) -> f64 {
         let Ok(prices) = world.prices.site(&world.sites[site].name) else {
-            return false;
+            return 0.0;
         };
-        let gap = Seconds((next - span.3) as u64 * world.step.0);
-        let written: f64 = (span.3..next).map(|t| world.dirtied(vm, t)).sum();
-        let keep = world.node_hour(site, &[vm].into()).0 * gap.hours()
-            + prices.storage(world.vms[vm].disk, gap).0
-            + prices.egress(Bytes(written as u64)).0;
-        keep < prices.egress(world.vms[vm].disk).0
+        let time = Seconds(span.1.saturating_sub(span.0) as u64 * world.step.0);
+        let written: f64 = (span.0..span.1).map(|t| world.dirtied(vm, t)).sum();
+        share * world.standby_hour(site, &[vm].into()).0 * time.hours()
+            + prices.storage(world.vms[vm].disk, time).0
+            + prices.egress(Bytes(written as u64)).0
     }
 }
 
 impl Keeper for Oracle {
     fn wanted(&mut self, view: &View<'_>) -> BTreeSet<(usize, usize)> {
         (self.spans.iter())
-            .filter(|(_, _, from, to)| (*from..*to).contains(&view.step))
-            .map(|(vm, site, _, _)| (*vm, *site))
+            .filter(|s| (s.from..s.to).contains(&view.step))
+            .map(|s| (s.vm, s.site))
             .collect()
     }
 
@@ -146,6 +170,8 @@ pub struct Forerun<F> {
 
 /// Past overloads that say who will leave in the next.
 const OVERLOADS: usize = 5;
+/// What VMs wrote over this time says what they will write.
+const DAY: Seconds = Seconds(86_400);
 /// Windows that are forecast, in steps.
 const WINDOWS: [usize; 5] = [6, 12, 36, 96, 192];
 
@@ -220,10 +246,13 @@ impl<F: Forecaster> Forerun<F> {
             let lacking: f64 = lacking.sum::<Option<f64>>()?;
             let held = Held {
                 behind: Bytes(lacking as u64),
-                node_hour: world.node_hour(site, &vms),
+                node_hour: marginal(view, site, &vms),
             };
             Some((world.sites[site].name.clone(), held))
         });
+        let day = (DAY.0 / world.step.0.max(1)) as usize;
+        let written = |v: &usize| recent(&world.vms[*v].writes[..=view.step], day);
+        let written: f64 = vms.iter().map(written).sum();
         let subject = Subject {
             name: name.to_owned(),
             site: "home".into(),
@@ -238,6 +267,7 @@ impl<F: Forecaster> Forerun<F> {
                 })
                 .collect(),
             need: world.need(&vms),
+            dirty_rate: Bandwidth(written as u64),
             copies: copies.collect(),
             idle_since: (view.calm_since[node])
                 .filter(|_| !vms.iter().any(|v| view.away.contains_key(v)))
@@ -246,6 +276,27 @@ impl<F: Forecaster> Forerun<F> {
         self.held.insert(name.to_owned(), vms);
         subject
     }
+}
+
+/// What a VM wrote in a second over the last day of `steps`.
+fn recent(writes: &[f64], steps: usize) -> f64 {
+    let day = &writes[writes.len().saturating_sub(steps)..];
+    day.iter().sum::<f64>() / day.len().max(1) as f64
+}
+
+/// What an hour of the site's node costs more with these copies at rest than without them.
+fn marginal(view: &View<'_>, site: usize, vms: &BTreeSet<usize>) -> Money {
+    let resting = |(vm, s): &&(usize, usize)| *s == site && view.away.get(vm) != Some(s);
+    let with: BTreeSet<usize> = view.copies.keys().filter(resting).map(|k| k.0).collect();
+    let without = with.difference(vms).copied().collect::<BTreeSet<_>>();
+    let hour = |v: &BTreeSet<usize>| {
+        if v.is_empty() {
+            0.0
+        } else {
+            view.world.standby_hour(site, v).0
+        }
+    };
+    Money(hour(&with) - hour(&without))
 }
 
 /// A time at which a node's demand was above its capacity.
@@ -310,7 +361,7 @@ impl<F: Forecaster> Keeper for Forerun<F> {
             now: world.at(view.step),
             subjects: &subjects,
             sites: &world.sites,
-            nodes: &[],
+            nodes: view.standbys,
             calendar: &world.calendar,
             prices: &world.prices,
             policy: &self.policy,

@@ -1,6 +1,6 @@
 //! One keeper through all the weeks, step by step, with the accounts.
 
-use super::super::Bytes;
+use super::super::{Bytes, Need, NodeView, recommend};
 use super::keeper::Keeper;
 use super::world::World;
 use serde::Serialize;
@@ -37,6 +37,12 @@ pub struct Tally {
     pub seeded_bytes: u64,
     /// Price of nodes, storage and egress.
     pub cost: f64,
+    /// Of the cost, what nodes took.
+    pub cost_nodes: f64,
+    /// Of the cost, what storage took.
+    pub cost_storage: f64,
+    /// Of the cost, what egress took.
+    pub cost_egress: f64,
     /// What the seconds that migrations waited for cost.
     pub delay_cost: f64,
     /// Hours of nodes on which no VM ran.
@@ -72,6 +78,8 @@ pub struct View<'a> {
     pub copies: &'a BTreeMap<(usize, usize), Copy>,
     /// VMs that are away, and where.
     pub away: &'a BTreeMap<usize, usize>,
+    /// Nodes that hold copies at rest, one a site.
+    pub standbys: &'a [NodeView],
     /// For each node, since when it has been calm; none while it is not.
     pub calm_since: &'a [Option<usize>],
 }
@@ -81,8 +89,8 @@ struct Run<'a> {
     copies: BTreeMap<(usize, usize), Copy>,
     away: BTreeMap<usize, usize>,
     calm_since: Vec<Option<usize>>,
-    /// Remote nodes by home node and site, and from when they serve.
-    nodes: BTreeMap<(usize, usize), f64>,
+    /// Sites that have nodes of ours, and from when the first one serves.
+    nodes: BTreeMap<usize, f64>,
     open: BTreeMap<usize, usize>,
     tally: Tally,
     value_of_second: f64,
@@ -109,6 +117,7 @@ pub fn run(world: &World, keeper: &mut dyn Keeper, value_of_second: f64) -> Tall
             world,
             step,
             copies: &run.copies,
+            standbys: &run.standbys(),
             away: &run.away,
             calm_since: &run.calm_since,
         };
@@ -168,6 +177,34 @@ impl Run<'_> {
         }
     }
 
+    /// The nodes at the sites, with the room that is left on them.
+    fn standbys(&self) -> Vec<NodeView> {
+        let world = self.world;
+        (self.nodes.keys())
+            .filter_map(|site| {
+                let here = self.copies.keys().filter(|(_, s)| s == site);
+                let used: Bytes = here.map(|(vm, _)| world.vms[*vm].disk).sum();
+                let view = &world.sites[*site];
+                let shape = recommend(
+                    &Need::standby(used),
+                    world.prices.site(&view.name).ok()?,
+                    1.0,
+                )?
+                .shape;
+                let total = Bytes::from_gib(shape.storage_gib);
+                Some(NodeView {
+                    name: format!("standby-{}", view.name),
+                    site: view.name.clone(),
+                    available: true,
+                    latency_ms: view.latency_ms,
+                    total,
+                    free: Bytes(total.0.saturating_sub(used.0)),
+                    ..NodeView::default()
+                })
+            })
+            .collect()
+    }
+
     fn is_warm(&self, vm: usize, copy: &Copy) -> bool {
         copy.missing <= WARM * self.world.vms[vm].disk.0 as f64
     }
@@ -185,8 +222,8 @@ impl Run<'_> {
         let mine = self.copies.range((vm, 0)..=(vm, usize::MAX));
         let site = mine
             .min_by(|a, b| a.1.missing.total_cmp(&b.1.missing))
-            .map_or_else(|| world.cheapest_site(&[vm].into()), |((_, s), _)| *s);
-        let ready = self.node(vm, site, step);
+            .map_or_else(|| world.cheapest_site(vm), |((_, s), _)| *s);
+        let ready = self.node(site, step);
         let lacking = self
             .copies
             .get(&(vm, site))
@@ -214,20 +251,19 @@ impl Run<'_> {
     }
 
     /// The remote node for a VM's home at a site, made if it is not there.
-    fn node(&mut self, vm: usize, site: usize, step: usize) -> f64 {
+    fn node(&mut self, site: usize, step: usize) -> f64 {
         let world = self.world;
-        let key = (world.vms[vm].home, site);
-        if !self.nodes.contains_key(&key) {
+        if !self.nodes.contains_key(&site) {
             self.tally.churn += 1;
         }
         let provision = world.sites[site].provision.0 as f64 / world.step.0 as f64;
-        *self.nodes.entry(key).or_insert(step as f64 + provision)
+        *self.nodes.entry(site).or_insert(step as f64 + provision)
     }
 
     fn charge(&mut self, site: usize, bytes: f64) {
         self.tally.seeded_bytes += bytes as u64;
         if let Ok(prices) = self.world.prices.site(&self.world.sites[site].name) {
-            self.tally.cost += prices.egress(Bytes(bytes as u64)).0;
+            self.tally.cost_egress += prices.egress(Bytes(bytes as u64)).0;
         }
     }
 
@@ -243,7 +279,7 @@ impl Run<'_> {
         self.tally.copies_unused += unused;
         for (vm, site) in wanted {
             if !self.copies.contains_key(&(*vm, *site)) {
-                let ready = self.node(*vm, *site, step);
+                let ready = self.node(*site, step);
                 let missing = self.world.vms[*vm].disk.0 as f64;
                 self.copies.insert(
                     (*vm, *site),
@@ -255,13 +291,8 @@ impl Run<'_> {
                 );
             }
         }
-        let world = self.world;
-        let in_use: BTreeSet<(usize, usize)> = self
-            .copies
-            .keys()
-            .map(|(vm, site)| (world.vms[*vm].home, *site))
-            .collect();
-        self.nodes.retain(|key, _| in_use.contains(key));
+        let in_use: BTreeSet<usize> = self.copies.keys().map(|(_, site)| *site).collect();
+        self.nodes.retain(|site, _| in_use.contains(site));
     }
 
     /// A step's sending: copies of one site share its bandwidth, smallest lack first.
@@ -295,17 +326,25 @@ impl Run<'_> {
     fn pay(&mut self) {
         let world = self.world;
         let hours = world.step.hours();
-        for (home, site) in self.nodes.keys().copied().collect::<Vec<_>>() {
-            let here = |(vm, s): &&(usize, usize)| world.vms[*vm].home == home && *s == site;
-            let vms: BTreeSet<usize> = self.copies.keys().filter(here).map(|k| k.0).collect();
-            self.tally.node_hours += hours;
-            if !vms.iter().any(|v| self.away.get(v) == Some(&site)) {
-                self.tally.node_hours_wasted += hours;
+        for site in self.nodes.keys().copied() {
+            let here: BTreeSet<usize> = (self.copies.keys())
+                .filter(|(_, s)| *s == site)
+                .map(|k| k.0)
+                .collect();
+            let (running, resting): (BTreeSet<usize>, BTreeSet<usize>) =
+                here.iter().partition(|v| self.away.get(v) == Some(&site));
+            if !running.is_empty() {
+                self.tally.node_hours += hours;
+                self.tally.cost_nodes += world.node_hour(site, &running).0 * hours;
             }
-            self.tally.cost += world.node_hour(site, &vms).0 * hours;
+            if !resting.is_empty() {
+                self.tally.node_hours += hours;
+                self.tally.node_hours_wasted += hours;
+                self.tally.cost_nodes += world.standby_hour(site, &resting).0 * hours;
+            }
             if let Ok(prices) = world.prices.site(&world.sites[site].name) {
-                let disks = vms.iter().map(|v| world.vms[*v].disk).sum();
-                self.tally.cost += prices.storage(disks, world.step).0;
+                let disks = here.iter().map(|v| world.vms[*v].disk).sum();
+                self.tally.cost_storage += prices.storage(disks, world.step).0;
             }
         }
     }
@@ -315,6 +354,7 @@ impl Run<'_> {
             let until = self.world.steps;
             self.tally.departures.push(Departure { vm, at, until });
         }
+        self.tally.cost = self.tally.cost_nodes + self.tally.cost_storage + self.tally.cost_egress;
         self.tally.warm_share = self.tally.warm as f64 / self.tally.migrations.max(1) as f64;
         self.tally
     }

@@ -77,7 +77,7 @@ fn a_daily_overload_and_a_calendar_are_met_with_warm_copies() {
     let nothing = run(&w, &mut Nothing, 0.01);
     // seven days of one VM, and both VMs on days 4 and 7
     assert_eq!((nothing.migrations, nothing.warm), (7 + 4, 0));
-    let oracle = run(&w, &mut Oracle::new(&w, &nothing.departures), 0.01);
+    let oracle = run(&w, &mut Oracle::new(&w, &nothing.departures, 1.0), 0.01);
     assert_eq!((oracle.migrations, oracle.warm), (11, 11));
     assert_eq!(oracle.delay_cost, 0.0);
     let ours = forerun(&w);

@@ -34,6 +34,9 @@ pub struct HomeNode {
     pub capacity: f64,
 }
 
+/// For how long a VM that leaves without a plan is thought to stay away.
+const STAY_HOURS: f64 = 2.0;
+
 /// Weeks to replay.
 #[derive(Clone, Debug)]
 pub struct World {
@@ -128,15 +131,30 @@ impl World {
         Money(largest.hour * times.into_iter().fold(1.0, f64::max).ceil())
     }
 
-    /// The site where these VMs' node is cheapest: where one goes without a better reason.
+    /// The price of an hour of a node that only holds copies of these VMs' disks.
     #[must_use]
-    pub fn cheapest_site(&self, vms: &BTreeSet<usize>) -> usize {
+    pub fn standby_hour(&self, site: usize, vms: &BTreeSet<usize>) -> Money {
+        let Ok(prices) = self.prices.site(&self.sites[site].name) else {
+            return Money(0.0);
+        };
+        let need = Need::standby(vms.iter().map(|v| self.vms[*v].disk).sum());
+        match recommend(&need, prices, 1.0) {
+            Some(r) => Money(r.shape.hour),
+            None => self.node_hour(site, vms),
+        }
+    }
+
+    /// The site to which a VM goes at the least price if nothing of it is anywhere: its disk is sent,
+    /// and a host bears it for as long as stays usually are.
+    #[must_use]
+    pub fn cheapest_site(&self, vm: usize) -> usize {
+        let price = |site: usize| {
+            let prices = self.prices.site(&self.sites[site].name);
+            let egress = prices.map_or(0.0, |p| p.egress(self.vms[vm].disk).0);
+            egress + self.node_hour(site, &[vm].into()).0 * STAY_HOURS
+        };
         (0..self.sites.len())
-            .min_by(|a, b| {
-                self.node_hour(*a, vms)
-                    .0
-                    .total_cmp(&self.node_hour(*b, vms).0)
-            })
+            .min_by(|a, b| price(*a).total_cmp(&price(*b)))
             .unwrap_or(0)
     }
 
