@@ -187,6 +187,60 @@ fn a_receiver_that_loses_power_anywhere_recovers_a_point_in_time() {
     }
 }
 
+/// A watermark stopped the stream until its sync was over: a seeding stood still for a third of its
+/// time on a disk with slow syncs.
+#[test]
+fn content_goes_on_arriving_while_a_watermark_is_made_durable() {
+    let dice = Dice::new(31);
+    let size = 16 * MIB;
+    let volume = volume(size, &dice);
+    run(async {
+        let node = Node::new(size, &dice);
+        node.image.slow_sync(500);
+        let sender = sender(&volume);
+        let receiver = node.open().await.unwrap();
+        connection(&dice, &sender, &receiver, CLEAN, async |s| {
+            s.catch_up().await
+        })
+        .await
+        .0
+        .unwrap();
+        assert_consistent(&node, &receiver, &volume);
+        assert!(node.image.written_while_syncing() > 2 * MIB);
+    });
+}
+
+/// What is below a durable watermark is never sent again, so all of it must have survived, wherever the
+/// power failed: also what was on its way to the disk when the watermark came, and whatever else was
+/// written while its sync ran.
+#[test]
+fn all_below_a_watermark_survives_power_loss() {
+    let mut marked = 0;
+    for seed in 0..24 {
+        let dice = Dice::new(1000 + seed);
+        let size = 8 * MIB;
+        let volume = volume(size, &dice);
+        run(async {
+            let node = Node::new(size, &dice);
+            node.image.slow_sync(dice.roll(40));
+            let sender = sender(&volume);
+            let receiver = node.open().await.unwrap();
+            node.power.set(4 + 3 * seed);
+            let _ = connection(&dice, &sender, &receiver, CLEAN, async |s| s.seed().await).await;
+            node.power_cut();
+            let receiver = node.open().await.unwrap();
+            let State::Seeding { watermark, .. } = receiver.record().state else {
+                return;
+            };
+            marked += u64::from(watermark > 0);
+            let below = watermark as usize;
+            let (copy, source) = (node.image.content(), volume.image.content());
+            assert_same(&format!("seed {seed}"), &copy[..below], &source[..below]);
+        });
+    }
+    assert!(marked > 5, "hardly a watermark was durable: {marked}");
+}
+
 #[test]
 fn a_seeding_survives_power_loss_at_the_receiver() {
     let dice = Dice::new(21);

@@ -9,8 +9,8 @@ use block::{
     AlignedBuf, Disk, Epoch, Error, ErrorKind, Generation, Result, SECTOR_BYTES, Span, Transport,
 };
 use futures_util::future::LocalBoxFuture;
-use futures_util::stream::{FuturesUnordered, Stream};
-use std::cell::RefCell;
+use futures_util::stream::{FuturesUnordered, Stream, StreamExt};
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -38,6 +38,8 @@ pub(super) struct Serving<'a, D, G, T> {
     work: FuturesUnordered<LocalBoxFuture<'a, Result<()>>>,
     /// Answers are sent here and not from the work itself, so that work never waits for a peer.
     seeding: bool,
+    /// A watermark is being made durable.
+    marking: Rc<Cell<bool>>,
     increment: Option<Open<'a, D>>,
     mirror: Option<Open<'a, D>>,
     answers: Rc<RefCell<Vec<Answer>>>,
@@ -47,6 +49,7 @@ pub(super) struct Serving<'a, D, G, T> {
 /// What the work on the disks has to say to the source.
 enum Answer {
     Mirrored(u32, i32),
+    Watermark(Epoch, u64),
 }
 
 fn unexpected(what: &str) -> Error {
@@ -70,6 +73,7 @@ impl<'a, D: Disk, G: Target, T: Transport> Serving<'a, D, G, T> {
             owned,
             work: FuturesUnordered::new(),
             seeding: false,
+            marking: Rc::default(),
             increment: None,
             mirror: None,
             answers: Rc::default(),
@@ -138,9 +142,12 @@ impl<'a, D: Disk, G: Target, T: Transport> Serving<'a, D, G, T> {
 
     async fn answer(&mut self) -> Result<()> {
         let answers = std::mem::take(&mut *self.answers.borrow_mut());
-        for Answer::Mirrored(id, errno) in answers {
-            let ack = Message::MirrorAck { id, errno };
-            self.link.send(Epoch(0), &ack).await?;
+        for answer in answers {
+            let (epoch, message) = match answer {
+                Answer::Mirrored(id, errno) => (Epoch(0), Message::MirrorAck { id, errno }),
+                Answer::Watermark(seed, offset) => (seed, Message::SeedWatermark { offset }),
+            };
+            self.link.send(epoch, &message).await?;
         }
         Ok(())
     }
@@ -242,23 +249,33 @@ impl<'a, D: Disk, G: Target, T: Transport> Serving<'a, D, G, T> {
         Ok(())
     }
 
+    /// Make everything before durable, and say so, while what comes after goes on.
     async fn seed_watermark(&mut self, seed: Epoch, offset: u64) -> Result<()> {
         if !self.seeding || offset > self.receiver.size {
             return Err(unexpected("a watermark"));
         }
-        self.drain(0).await?;
-        let receiver = self.receiver;
-        receiver.sync(&receiver.image, "image").await?;
-        let state = State::Seeding {
-            seed,
-            watermark: offset,
-        };
-        let record = receiver.store.get();
-        receiver.save(Record { state, ..record }).await?;
-        self.seeding = offset < receiver.size;
-        self.link
-            .send(seed, &Message::SeedWatermark { offset })
-            .await?;
+        self.seeding = offset < self.receiver.size;
+        if self.marking.get() {
+            // The disk is behind: not more than this much is to be unsynced.
+            self.drain(0).await?;
+        }
+        self.marking.set(true);
+        let before = std::mem::take(&mut self.work);
+        let (receiver, marking) = (self.receiver, self.marking.clone());
+        let answers = self.answers.clone();
+        self.work.push(Box::pin(async move {
+            all(before).await?;
+            receiver.sync(&receiver.image, "image").await?;
+            let state = State::Seeding {
+                seed,
+                watermark: offset,
+            };
+            let record = receiver.store.get();
+            receiver.save(Record { state, ..record }).await?;
+            marking.set(false);
+            answers.borrow_mut().push(Answer::Watermark(seed, offset));
+            Ok(())
+        }));
         Ok(())
     }
 
@@ -540,6 +557,15 @@ impl<D> Open<'_, D> {
     fn sum(&self) -> wire::Digest {
         crate::content::cut(&self.digest.finalize())
     }
+}
+
+/// All of the work, also after a failure of some of it: none may land after what comes next.
+async fn all(mut work: FuturesUnordered<LocalBoxFuture<'_, Result<()>>>) -> Result<()> {
+    let mut result = Ok(());
+    while let Some(done) = work.next().await {
+        result = result.and(done);
+    }
+    result
 }
 
 fn check_spans(spans: Spans<'_>, size: u64) -> Result<()> {

@@ -19,6 +19,10 @@ struct Inner {
     /// Writes, zeroes and syncs left before the power fails; shared by the disks of one machine.
     power: Rc<Cell<u64>>,
     pub bytes_written: Cell<u64>,
+    /// How long a sync takes, in turns of the others, at least.
+    sync_turns: Cell<u64>,
+    syncs: Cell<u64>,
+    written_while_syncing: Cell<u64>,
 }
 
 #[derive(Clone)]
@@ -38,6 +42,9 @@ impl MemDisk {
             dice: dice.clone(),
             power: power.clone(),
             bytes_written: Cell::new(0),
+            sync_turns: Cell::new(0),
+            syncs: Cell::new(0),
+            written_while_syncing: Cell::new(0),
         }))
     }
 
@@ -47,6 +54,14 @@ impl MemDisk {
 
     pub fn bytes_written(&self) -> u64 {
         self.0.bytes_written.get()
+    }
+
+    pub fn slow_sync(&self, turns: u64) {
+        self.0.sync_turns.set(turns);
+    }
+
+    pub fn written_while_syncing(&self) -> u64 {
+        self.0.written_while_syncing.get()
     }
 
     /// Write at once, as the guest's own path does.
@@ -109,6 +124,10 @@ impl Disk for MemDisk {
         self.0
             .bytes_written
             .set(self.0.bytes_written.get() + buf.len() as u64);
+        if self.0.syncs.get() > 0 {
+            let while_syncing = &self.0.written_while_syncing;
+            while_syncing.set(while_syncing.get() + buf.len() as u64);
+        }
         (Ok(()), buf)
     }
 
@@ -124,7 +143,9 @@ impl Disk for MemDisk {
 
     async fn sync(&self) -> Result<()> {
         let pages = std::mem::take(&mut *self.0.unsynced.borrow_mut());
-        pause(self.0.dice.roll(4)).await;
+        self.0.syncs.set(self.0.syncs.get() + 1);
+        pause(self.0.sync_turns.get() + self.0.dice.roll(4)).await;
+        self.0.syncs.set(self.0.syncs.get() - 1);
         self.spend()?;
         let now = self.0.now.borrow();
         let mut durable = self.0.durable.borrow_mut();
