@@ -11,7 +11,7 @@ use serde::Serialize;
 use std::time::Duration;
 
 /// How often a replica that is being seeded is looked at.
-const LOOK: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What to do with replicas.
 #[derive(clap::Subcommand, Debug)]

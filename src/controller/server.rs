@@ -7,8 +7,8 @@ use proto::v1::fleet_server::FleetServer;
 use proto::v1::registry_server::RegistryServer;
 use std::net::SocketAddr;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 
 /// Run a controller until `stop`. `listening` is told the address, whose port the kernel chose if
 /// the configuration says 0.
@@ -39,7 +39,7 @@ pub async fn serve(
     let served = Server::builder()
         .add_service(FleetServer::new(controller.clone()))
         .add_service(RegistryServer::new(controller))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop)
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop)
         .await;
     watch.abort();
     served.map_err(|e| Error::new(ErrorKind::Io, format!("serve gRPC on {address}: {e}")))

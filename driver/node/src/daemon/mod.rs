@@ -37,8 +37,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 
 /// Where a node listens, once it does.
 #[derive(Clone, Debug)]
@@ -102,7 +102,7 @@ pub async fn run(
     let service = NodeServer::new(Service::new(config.name, Arc::clone(&volumes)));
     let served = Server::builder()
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(grpc), stop)
+        .serve_with_incoming_shutdown(TcpIncoming::from(grpc).with_nodelay(Some(true)), stop)
         .await;
 
     tracing::info!("stopping: finishing what is in flight");

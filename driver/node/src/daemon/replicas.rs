@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use storage::ImageFile;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 /// The longest that a cutover may hold the guest before it gives the attempt up.
 const FREEZE_BUDGET: Duration = Duration::from_secs(1);
@@ -41,10 +41,15 @@ pub(super) struct Source {
 }
 
 impl Kept {
-    /// Keep the replica of a record.
-    pub async fn start(sending: &Sending, source: Source, record: &ReplicaRecord) -> Result<Kept> {
+    /// Keep the replica of a record; `changed` is told when its state is another one.
+    pub async fn start(
+        sending: &Sending,
+        source: Source,
+        record: &ReplicaRecord,
+        changed: Arc<Notify>,
+    ) -> Result<Kept> {
         let to = record.name()?;
-        let status = ReplicaStatus::default();
+        let status = ReplicaStatus::new(changed);
         let told = status.clone();
         let new_owner = Arc::default();
         let redirect = redirect(&source, Arc::clone(&new_owner));

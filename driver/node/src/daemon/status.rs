@@ -7,13 +7,18 @@ use replica::{Event, Increment};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+use tokio::sync::Notify;
 
 /// Increments remembered for a replica's report.
 const INCREMENTS_KEPT: usize = 32;
 
 /// Shared between a replica's task and those who ask.
-#[derive(Clone, Debug, Default)]
-pub struct ReplicaStatus(Arc<Mutex<Inner>>);
+#[derive(Clone, Debug)]
+pub struct ReplicaStatus {
+    inner: Arc<Mutex<Inner>>,
+    /// Told when the state is another one.
+    changed: Arc<Notify>,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -50,14 +55,23 @@ impl Inner {
 }
 
 impl ReplicaStatus {
+    /// A replica of which nothing is known yet.
+    pub(super) fn new(changed: Arc<Notify>) -> ReplicaStatus {
+        ReplicaStatus {
+            inner: Arc::default(),
+            changed,
+        }
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         // Plain values: a panic elsewhere cannot have left them half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Take what the replica's task has to say.
     pub(super) fn take(&self, news: &News) {
         let mut inner = self.inner();
+        let before = inner.state;
         match news {
             News::Event(Event::Seeding(p)) => {
                 inner.state = v1::ReplicaState::Seeding;
@@ -88,6 +102,9 @@ impl ReplicaStatus {
                 tracing::warn!("replica: {why}");
                 inner.trouble.clone_from(why);
             }
+        }
+        if inner.state != before {
+            self.changed.notify_one();
         }
     }
 

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 use storage::ImageFile;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 use volume::Role;
 
 /// From one increment of a replica to the next.
@@ -46,6 +46,8 @@ pub struct Volumes {
     /// Held while a volume is made, deleted or changed: one at a time, so that a repeated call finds
     /// what the first one did.
     changing: Mutex<()>,
+    /// The reports say something new.
+    changed: Arc<Notify>,
 }
 
 #[derive(Clone)]
@@ -91,6 +93,7 @@ impl Volumes {
             receiving,
             map: RwLock::default(),
             changing: Mutex::new(()),
+            changed: Arc::default(),
         };
         for name in names {
             let slot = match volumes.open_one(&name).await {
@@ -323,7 +326,7 @@ impl Volumes {
             handle: hosted.handle.clone(),
             image: hosted.image.share()?,
         };
-        let kept = Kept::start(&self.sending, source, record).await?;
+        let kept = Kept::start(&self.sending, source, record, Arc::clone(&self.changed)).await?;
         hosted.replicas().insert(node, kept.clone());
         Ok(kept)
     }
@@ -399,6 +402,10 @@ impl NodeOps for Volumes {
             reports.push(self.report_one(&name, slot).await);
         }
         reports
+    }
+
+    async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     fn metrics(&self) -> NodeMetrics {

@@ -67,6 +67,9 @@ pub trait NodeOps: Send + Sync + 'static {
     /// Every volume as it stands.
     fn report(&self) -> impl Future<Output = Vec<VolumeReport>> + Send;
 
+    /// Returns when the reports say something that is worth telling before the next heartbeat is due.
+    fn changed(&self) -> impl Future<Output = ()> + Send;
+
     /// The host as it stands.
     fn metrics(&self) -> NodeMetrics;
 

@@ -54,7 +54,10 @@ async fn serve_one<O: NodeOps>(
         tracing::info!("registered with the controller at {controller}");
         let mut tick = tokio::time::interval(Duration::from_millis(answer.heartbeat_ms.max(100)));
         loop {
-            tick.tick().await;
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = ops.changed() => tick.reset(),
+            }
             let beat = HeartbeatRequest {
                 name: me.name.clone(),
                 volumes: ops.report().await,

@@ -20,6 +20,7 @@ use tonic::{Code, Request, Response, Status};
 struct Scribe {
     asked: Mutex<Vec<String>>,
     cutover_ended: Arc<Notify>,
+    changed: Arc<Notify>,
     left: Arc<AtomicBool>,
 }
 
@@ -35,6 +36,9 @@ impl NodeOps for Scribe {
             name: "v".into(),
             ..Default::default()
         }]
+    }
+    async fn changed(&self) {
+        self.changed.notified().await;
     }
     fn metrics(&self) -> NodeMetrics {
         NodeMetrics::default()
