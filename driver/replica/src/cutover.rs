@@ -265,6 +265,7 @@ async fn give_up<S: Source, D, C>(
     sender: &Sender<S, D, C>,
     attempt: &Attempt<'_, impl Fn(&Update)>,
 ) -> Result<()> {
+    sender.pacer.hurry(false);
     if attempt.mirrored.get() {
         sender.source.mirror_off().await?;
     }
@@ -293,6 +294,7 @@ impl<O: Fn(&Update)> Attempt<'_, O> {
         (self.observe)(&Update::of(Phase::Mirror));
         let source = &session.sender.source;
         self.mirrored.set(true);
+        session.sender.pacer.hurry(true);
         let began = session.sender.clock.now();
         let before = source.mirror_on().await?;
         let forward = pin!(session.forward());
@@ -343,6 +345,11 @@ impl<O: Fn(&Update)> Attempt<'_, O> {
             }
             if last.elapsed <= fits {
                 idle_rounds += 1;
+                continue;
+            }
+            if !session.sender.pacer.is_hurried() {
+                // The mover stops sparing the guest before the guest is asked to spare the mover.
+                session.sender.pacer.hurry(true);
                 continue;
             }
             let limit = match paced {
@@ -396,6 +403,7 @@ impl<O: Fn(&Update)> Attempt<'_, O> {
         self.within(session, session.ping()).await?;
         (self.observe)(&Update::of(Phase::Freeze));
         let sender = session.sender;
+        sender.pacer.hurry(true);
         self.frozen_at.set(sender.clock.now());
         let last = async {
             sender.source.freeze().await?;

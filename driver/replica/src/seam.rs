@@ -54,7 +54,9 @@ impl Pending for Arc<volume::Snapshot> {
 /// How the guest fares.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GuestLoad {
-    /// 99th percentile of its recent requests' latency; zero if it was idle.
+    /// Counts the looks at it, from one: the same number is the same look.
+    pub look: u64,
+    /// 99th percentile of its requests' latency since the look before; zero if it was idle.
     pub p99: Duration,
     /// The same before the mover began; zero if it was idle then.
     pub before: Duration,

@@ -3,6 +3,7 @@
 //! Buckets are a power of two of nanoseconds divided in four, so a quantile is off by less than a
 //! fifth. The shard only adds; a reader takes snapshots and subtracts.
 
+use block::Nanos;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -13,22 +14,32 @@ const BUCKETS: usize = 48 * PARTS;
 #[derive(Debug)]
 pub struct Latency {
     buckets: [AtomicU64; BUCKETS],
+    /// When the last request was answered, on the shard's clock.
+    last: AtomicU64,
 }
 
 impl Default for Latency {
     fn default() -> Latency {
         Latency {
             buckets: [const { AtomicU64::new(0) }; BUCKETS],
+            last: AtomicU64::new(0),
         }
     }
 }
 
 impl Latency {
-    /// Count one request. Only the home shard calls this.
-    pub(super) fn record(&self, took: Duration) {
+    /// Count one request, answered `now`. Only the home shard calls this.
+    pub(super) fn record(&self, now: Nanos, took: Duration) {
+        self.last.store(now.0, Ordering::Relaxed);
         let bucket = &self.buckets[bucket(took)];
         // One writer: no read-modify-write needed.
         bucket.store(bucket.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// When the last request was answered, on the home shard's clock; zero if none was.
+    #[must_use]
+    pub fn last(&self) -> Nanos {
+        Nanos(self.last.load(Ordering::Relaxed))
     }
 
     /// All counts so far.
@@ -97,12 +108,13 @@ mod tests {
     fn quantiles_are_near_and_a_difference_counts_only_what_is_new() {
         let latency = Latency::default();
         for us in 1..=1000 {
-            latency.record(Duration::from_micros(us));
+            latency.record(Nanos(us), Duration::from_micros(us));
         }
         let first = latency.snapshot();
         let p99 = first.quantile(0.99).as_micros();
         assert!((990..1250).contains(&p99), "{p99}");
-        latency.record(Duration::from_secs(1));
+        latency.record(Nanos(7), Duration::from_secs(1));
+        assert_eq!(latency.last(), Nanos(7));
         let new = latency.snapshot().since(&first);
         assert_eq!(new.count(), 1);
         assert!(new.quantile(0.5) >= Duration::from_secs(1));

@@ -358,7 +358,8 @@ impl EngineShard {
         let place = cell.requests.get(slot);
         let (c, request) = (place.connection, place.request);
         let (buf, payload) = (place.io.take_buffer(), place.io.payload());
-        cell.latency.record(ring.now().since(place.began));
+        cell.latency
+            .record(ring.now(), ring.now().since(place.began));
         cell.requests.give(slot);
         self.relief = true;
 

@@ -1,7 +1,7 @@
 //! The source volume, as a mover's thread sees it: calls to its home shard.
 
 use crate::engine::{LatencySnapshot, Mirror, MirrorReceipts, VolumeHandle};
-use block::{Epoch, Error, ErrorKind, Generation, NodeName, Result};
+use block::{Epoch, Error, ErrorKind, Generation, Nanos, NodeName, Result};
 use replica::{GuestLoad, MirrorItem, Source};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -11,10 +11,17 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use volume::{CursorName, Role, Snapshot, Start, Volume};
 
-/// How long the guest is observed for one p99: enough requests of a slow guest.
+/// How long a guest is observed for one p99, and how long at least if it is a fast one.
 const LOOK: Duration = Duration::from_millis(100);
-/// Fewer requests than this in [`LOOK`] make no p99.
+const LOOK_LEAST: Duration = Duration::from_millis(20);
+/// How long it is observed before the mover begins: what all later looks are compared with.
+const OBSERVATION: Duration = Duration::from_millis(200);
+/// So many requests make a p99 before [`LOOK`] is over.
+const REQUESTS_ENOUGH: u64 = 1000;
+/// Fewer than this make none, so that the guest is observed longer.
 const REQUESTS_MIN: u64 = 50;
+/// A guest so slow is judged by what there is.
+const LOOK_MOST: Duration = Duration::from_secs(1);
 
 /// What the sender asks for without waiting, as of the last call.
 #[derive(Clone, Copy)]
@@ -26,9 +33,10 @@ struct Facts {
 
 /// How the guest fares, measured from the shard's histogram.
 struct Guest {
-    before: Duration,
-    p99: Duration,
+    load: GuestLoad,
     since: (Instant, LatencySnapshot),
+    /// It did something shortly before the mover began.
+    is_awake: bool,
 }
 
 /// Makes the volume forward to its new owner after a cutover.
@@ -71,11 +79,16 @@ impl ShardSource {
     ) -> Result<ShardSource> {
         let name = CursorName::Replica(replica);
         let asked = name.clone();
-        let known = handle.call(move |v, _| facts(v, &asked)).await?;
+        let look = move |v: &mut Volume, now| (facts(v, &asked), now);
+        let (known, now) = handle.call(look).await?;
+        let last = handle.latency().last();
         let guest = Guest {
-            before: Duration::ZERO,
-            p99: Duration::ZERO,
+            load: GuestLoad {
+                look: 1,
+                ..GuestLoad::default()
+            },
             since: (Instant::now(), handle.latency().snapshot()),
+            is_awake: last != Nanos::ZERO && now.since(last) < LOOK,
         };
         Ok(ShardSource {
             handle,
@@ -87,12 +100,14 @@ impl ShardSource {
         })
     }
 
-    /// Observe the guest before the mover begins.
+    /// Observe the guest, if there is one, before the mover begins.
     pub async fn observe_guest(&self) {
-        tokio::time::sleep(LOOK).await;
-        let mut guest = self.guest.borrow_mut();
-        guest.look(&self.handle);
-        guest.before = guest.p99;
+        if self.guest.borrow().is_awake {
+            tokio::time::sleep(OBSERVATION).await;
+            let mut guest = self.guest.borrow_mut();
+            guest.end(&self.handle);
+            guest.load.before = guest.load.p99;
+        }
     }
 
     /// Give up what was rotated and not committed; nobody sends it any more.
@@ -110,14 +125,28 @@ impl ShardSource {
 }
 
 impl Guest {
+    /// Look at what came since the last look, if that is enough.
     fn look(&mut self, handle: &VolumeHandle) {
-        let now = handle.latency().snapshot();
-        let recent = now.since(&self.since.1);
-        self.p99 = if recent.count() >= REQUESTS_MIN {
-            recent.quantile(0.99)
-        } else {
-            Duration::ZERO
+        let passed = self.since.0.elapsed();
+        if passed < LOOK_LEAST {
+            return;
+        }
+        let recent = handle.latency().snapshot().since(&self.since.1);
+        let enough = match recent.count() {
+            REQUESTS_ENOUGH.. => true,
+            0 | REQUESTS_MIN.. => passed >= LOOK,
+            _ => passed >= LOOK_MOST,
         };
+        if enough {
+            self.end(handle);
+        }
+    }
+
+    /// End this look, whatever has come.
+    fn end(&mut self, handle: &VolumeHandle) {
+        let now = handle.latency().snapshot();
+        self.load.look += 1;
+        self.load.p99 = now.since(&self.since.1).quantile(0.99);
         self.since = (Instant::now(), now);
     }
 }
@@ -139,13 +168,8 @@ impl Source for ShardSource {
 
     fn guest_load(&self) -> GuestLoad {
         let mut guest = self.guest.borrow_mut();
-        if guest.since.0.elapsed() >= LOOK {
-            guest.look(&self.handle);
-        }
-        GuestLoad {
-            p99: guest.p99,
-            before: guest.before,
-        }
+        guest.look(&self.handle);
+        guest.load
     }
 
     async fn begin_seed(&self) -> Result<Epoch> {
