@@ -16,10 +16,14 @@
 //! can touch, free or move it.
 
 mod data;
+#[cfg(test)]
+#[path = "../../volume/src/explore.rs"]
+mod explore;
 mod mailbox;
 mod pool;
 mod ring;
 mod shard;
+mod sync;
 
 pub use data::{Data, GATHER_HEAD_BYTES, GATHER_PARTS, Gather};
 pub use mailbox::{MAILBOX_DEPTH, Mailbox};

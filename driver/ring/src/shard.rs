@@ -125,7 +125,7 @@ fn pin(config: &Config) {
 }
 
 fn run<H: Handler>(mut ring: Ring, mut handler: H, inbox: &Inbox<H::Message>) {
-    ring.watch(inbox.wake.event.as_fd().as_raw_fd());
+    ring.watch(inbox.bell().as_fd().as_raw_fd());
     loop {
         if let Err(e) = ring.enter(handler.deadline()) {
             tracing::error!("a shard stops: {e}");
@@ -137,10 +137,7 @@ fn run<H: Handler>(mut ring: Ring, mut handler: H, inbox: &Inbox<H::Message>) {
             }
         }
         if ring.take_woken() {
-            inbox.wake.clear();
-            while let Some(message) = inbox.next() {
-                handler.message(&mut ring, message);
-            }
+            inbox.empty(|message| handler.message(&mut ring, message));
         }
         if handler.turn(&mut ring) == Next::Stop {
             return;

@@ -20,6 +20,8 @@ mod budget;
 mod cursor;
 mod epoch;
 pub mod errno;
+#[cfg(test)]
+mod explore;
 mod fifo;
 mod flush;
 mod gate;
@@ -30,6 +32,8 @@ mod order;
 mod own;
 mod ownership;
 mod pace;
+#[cfg(test)]
+mod races;
 mod request;
 mod save;
 mod snapshot;
