@@ -308,7 +308,7 @@ impl Ring {
         let Data::Gather(gather) = data else {
             unreachable!("a send owns a gather")
         };
-        let message: *const libc::msghdr = gather.message(send.sent);
+        let message = gather.message(send.sent);
         // With MSG_WAITALL the kernel itself carries on after a full socket buffer.
         let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
         self.with_file(send.file, |fd| match fd {

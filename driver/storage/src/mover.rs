@@ -5,14 +5,17 @@
 //! Asking for holes may wait for file system metadata, which a mover's thread may and a shard may
 //! not.
 
+mod loan;
+
 use crate::open::{CacheMode, ImageFile, OpenOptions};
 use crate::sparse;
 use block::{AlignedBuf, Disk, Error, ErrorKind, Result, Span};
 use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE};
+use loan::Loan;
 use std::cell::Cell;
 use std::io;
 use std::path::Path;
-use tokio_uring::buf::{BoundedBuf, IoBuf, IoBufMut};
+use tokio_uring::buf::BoundedBuf;
 use tokio_uring::fs::File;
 
 /// Longest range of one fallocate: it holds the inode's lock and a journal transaction.
@@ -214,33 +217,6 @@ impl Disk for MoverFile {
         let runs = sparse::runs(&self.map, rest, 2)?;
         let data = runs.into_iter().find(|r| !r.hole);
         Ok(data.map(|r| (r.span.offset, r.span.end())))
-    }
-}
-
-/// An aligned buffer on loan to the ring.
-struct Loan(AlignedBuf);
-
-// SAFETY: the bytes of an `AlignedBuf` are on the heap, so their address does not change when the
-// value moves; nothing resizes it while it is a `Loan`; and all of them are always initialised.
-unsafe impl IoBuf for Loan {
-    fn stable_ptr(&self) -> *const u8 {
-        self.0.as_ptr()
-    }
-    fn bytes_init(&self) -> usize {
-        self.0.len()
-    }
-    fn bytes_total(&self) -> usize {
-        self.0.len()
-    }
-}
-
-// SAFETY: as above; and the pointer comes from a unique borrow of the bytes.
-unsafe impl IoBufMut for Loan {
-    fn stable_mut_ptr(&mut self) -> *mut u8 {
-        self.0.as_mut_ptr()
-    }
-    unsafe fn set_init(&mut self, _pos: usize) {
-        // Every byte is initialised from the start.
     }
 }
 
