@@ -44,14 +44,25 @@ pub struct Faults {
     pub space: Option<u64>,
 }
 
-#[derive(Debug, Default)]
+/// What a power cut leaves of what was not synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing.
+    Nothing,
+    /// All of it, also what was in flight.
+    Everything,
+    /// Of each sector any version; of what was in flight any part.
+    Any,
+}
+
+#[derive(Clone, Debug, Default)]
 struct Unsynced {
     durable: Sector,
     /// Written since: when, by which operation, what.
     later: VecDeque<(u64, u64, Sector)>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct State {
     cache: BTreeMap<u64, Sector>,
     /// Pages that have space.
@@ -224,16 +235,43 @@ impl SimDisk {
     /// The power failed.
     pub fn power_cut(&self) {
         self.killed();
+        let left = match self.0.world.dice().below(4) {
+            0 => Left::Nothing,
+            1 => Left::Everything,
+            _ => Left::Any,
+        };
+        self.decide(left);
+    }
+
+    /// The disk that a power cut at this moment would leave, in another world. This one goes on.
+    #[must_use]
+    pub fn after_power_cut(&self, world: &World, left: Left) -> SimDisk {
+        let disk = SimDisk::new(world, self.0.process, self.0.size);
+        disk.0.state.replace(self.0.state.borrow().clone());
+        match left {
+            Left::Any => disk.killed(),
+            Left::Nothing => disk.0.state.borrow_mut().flying.clear(),
+            Left::Everything => {
+                let flying: Vec<u64> = disk.0.state.borrow().flying.keys().copied().collect();
+                flying.iter().for_each(|op| disk.progress(*op, false));
+                disk.0.state.borrow_mut().flying.clear();
+            }
+        }
+        disk.decide(left);
+        disk
+    }
+
+    /// Decide the fate of every sector that is not synced.
+    fn decide(&self, left: Left) {
         let dice = self.0.world.dice();
         let mut state = self.0.state.borrow_mut();
-        let mood = dice.below(4);
         let mut fates = Fates::default();
         for (sector, entry) in std::mem::take(&mut state.unsynced) {
             let n = entry.later.len() as u64;
-            let kept = match mood {
-                0 => 0,
-                1 => n,
-                _ => dice.below(n + 1),
+            let kept = match left {
+                Left::Nothing => 0,
+                Left::Everything => n,
+                Left::Any => dice.below(n + 1),
             };
             fates.note(&entry, kept as usize);
             let content = match kept {

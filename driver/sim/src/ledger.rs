@@ -14,6 +14,7 @@ use block::{Epoch, SECTOR_BYTES, Span, VolumeId};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// What a sector holds: the number of a write's stamp; `None` for zeroes.
 pub type Content = Option<u64>;
@@ -38,6 +39,7 @@ struct Expected {
 /// The content of the hot sectors at a point in time.
 type Point = Rc<BTreeMap<u64, Expected>>;
 
+#[derive(Clone)]
 struct State {
     tick: u64,
     writes: u64,
@@ -52,6 +54,8 @@ struct State {
     /// The node whose image is the volume.
     holder: u32,
     handovers: u64,
+    /// The bytes of writes that are not stamps.
+    given: BTreeMap<u64, Arc<[u8]>>,
 }
 
 /// The ledger of one volume. Cheap to clone.
@@ -78,6 +82,7 @@ impl Ledger {
             owner: (0, 0),
             holder: 0,
             handovers: 0,
+            given: BTreeMap::new(),
         };
         Ledger {
             volume,
@@ -126,9 +131,34 @@ impl Ledger {
         write
     }
 
+    /// A write whose bytes are given, as a real guest wrote them. They are no stamps, so the ledger
+    /// must have no hot sectors.
+    #[must_use]
+    pub fn given(&self, bytes: Arc<[u8]>) -> u64 {
+        assert!(self.hot.is_empty(), "hot sectors hold stamps");
+        let mut state = self.state.borrow_mut();
+        state.writes += 1;
+        let write = state.writes;
+        state.given.insert(write, bytes);
+        write
+    }
+
+    /// The same ledger for another world, which goes on from here by itself.
+    #[must_use]
+    pub fn fork(&self) -> Ledger {
+        Ledger {
+            volume: self.volume,
+            hot: self.hot.clone(),
+            state: Rc::new(RefCell::new(self.state.borrow().clone())),
+        }
+    }
+
     /// The bytes of a write.
     #[must_use]
     pub fn payload(&self, span: Span, write: u64) -> Vec<u8> {
+        if let Some(bytes) = self.state.borrow().given.get(&write) {
+            return bytes.to_vec();
+        }
         let mut bytes = vec![0; span.len as usize];
         let stamp = Stamp {
             volume: self.volume,

@@ -4,6 +4,7 @@
 //! the seams that production uses. Everything else, the disks, the network, the guests and the engine
 //! that carries out what a volume asks for, is here, in one thread and in virtual time.
 
+mod cut;
 pub mod dice;
 pub mod disk;
 pub mod guest;
