@@ -44,6 +44,10 @@ pub trait Transport {
     /// Append at least one byte to `buf`, at most up to its spare capacity; an orderly end of the
     /// stream is [`crate::ErrorKind::Disconnected`].
     async fn recv(&self, buf: Vec<u8>) -> (Result<()>, Vec<u8>);
+
+    /// End the connection, also under a receive that was given up: a kernel that still has the buffer
+    /// has the connection too. Where dropping ends it there is nothing to do.
+    fn end(&self) {}
 }
 
 /// Time and waiting.

@@ -38,8 +38,12 @@ const IDLE_ROUNDS: usize = 6;
 const PACED_ROUNDS: usize = 2;
 /// Never pace a guest below this: it would look dead. The mirror takes over.
 const PACE_FLOOR: u64 = 1 << 20;
+/// How long the guest's writes may wait for a mirror that does not answer.
+const MIRROR_PATIENCE: Duration = Duration::from_secs(10);
 /// Between two attempts to activate: soon, because nobody serves the volume meanwhile.
 const RETRY_AFTER: Duration = Duration::from_millis(20);
+/// How long one attempt may go unanswered. To activate is idempotent and takes a few syncs.
+const ACTIVATE_PATIENCE: Duration = Duration::from_secs(5);
 /// The longest time between two attempts.
 const RETRY_AT_MOST: Duration = Duration::from_secs(1);
 
@@ -244,6 +248,7 @@ async fn activate<S: Source, D: Disk, C: Clock, T: Transport>(
             format!("activate generation {next}: generation {seen} was seen there"),
         ));
     }
+    session.patience.set(ACTIVATE_PATIENCE);
     let message = Message::Activate { generation: next };
     session.link.send(epoch, &message).await?;
     let taken = |i: &crate::inbox::Inbox| i.activated.get().filter(|g| *g == next);
@@ -295,6 +300,7 @@ impl<O: Fn(&Update)> Attempt<'_, O> {
         let source = &session.sender.source;
         self.mirrored.set(true);
         session.sender.pacer.hurry(true);
+        session.patience.set(MIRROR_PATIENCE);
         let began = session.sender.clock.now();
         let before = source.mirror_on().await?;
         let forward = pin!(session.forward());

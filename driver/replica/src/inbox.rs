@@ -15,6 +15,12 @@ pub(crate) struct Inbox {
     pub(crate) pongs: Cell<u64>,
     /// Comparisons under way, by offset; as many as the sender has chunks in flight.
     comparing: RefCell<BTreeMap<u64, oneshot::Sender<Vec<u8>>>>,
+    /// Those who wait for something else.
+    waiting: Cell<u32>,
+    /// Mirrored requests that were sent and are not answered.
+    mirrored: Cell<u64>,
+    /// Frames taken in.
+    heard: Cell<u64>,
     changed: Notify,
 }
 
@@ -26,8 +32,23 @@ impl Inbox {
             if let Some(r) = seen(self) {
                 return r;
             }
+            self.waiting.set(self.waiting.get() + 1);
             changed.await;
+            self.waiting.set(self.waiting.get() - 1);
         }
+    }
+
+    /// A mirrored request is on its way.
+    pub(crate) fn mirroring(&self) {
+        self.mirrored.set(self.mirrored.get() + 1);
+    }
+
+    /// Whether the receiver owes an answer, and how many frames it has sent.
+    pub(crate) fn owed(&self) -> (bool, u64) {
+        let owed = self.waiting.get() > 0
+            || self.mirrored.get() > 0
+            || !self.comparing.borrow().is_empty();
+        (owed, self.heard.get())
     }
 
     /// Register a comparison of `span` before its digests are sent.
@@ -44,6 +65,7 @@ impl Inbox {
         message: &Message<'_>,
         mirrored: impl FnOnce(u32, i32),
     ) -> Result<()> {
+        self.heard.set(self.heard.get() + 1);
         match *message {
             Message::DigestDiff { span, differs } => {
                 let waiting = self.comparing.borrow_mut().remove(&span.offset);
@@ -52,7 +74,10 @@ impl Inbox {
             }
             Message::SeedWatermark { offset } => self.watermark.set(offset),
             Message::EpochAck => self.acked.set(Some(epoch)),
-            Message::MirrorAck { id, errno } => mirrored(id, errno),
+            Message::MirrorAck { id, errno } => {
+                self.mirrored.set(self.mirrored.get().saturating_sub(1));
+                mirrored(id, errno);
+            }
             Message::Activated { generation } => self.activated.set(Some(generation)),
             Message::Pong => self.pongs.set(self.pongs.get() + 1),
             Message::Error { kind, sentence } => {

@@ -26,6 +26,10 @@ pub(crate) struct Link<T> {
     /// Buffers to encode into.
     spare: RefCell<Vec<Vec<u8>>>,
     sent: Cell<u64>,
+    /// A buffer is with the transport.
+    writing: Cell<bool>,
+    /// Buffers that the transport took.
+    written: Cell<u64>,
 }
 
 fn closed() -> Error {
@@ -43,7 +47,19 @@ impl<T: Transport> Link<T> {
             queued: Mutex::new(queued),
             spare: RefCell::new(Vec::with_capacity(QUEUE_FRAMES + 1)),
             sent: Cell::new(0),
+            writing: Cell::new(false),
+            written: Cell::new(0),
         }
+    }
+
+    /// Whether the transport is being written to, and how often it has been.
+    pub(crate) fn writes(&self) -> (bool, u64) {
+        (self.writing.get(), self.written.get())
+    }
+
+    /// End the connection.
+    pub(crate) fn end(&self) {
+        self.transport.end();
     }
 
     /// Bytes put on the wire so far.
@@ -106,7 +122,10 @@ impl<T: Transport> Link<T> {
     }
 
     async fn write(&self, buf: Vec<u8>) -> Result<()> {
+        self.writing.set(true);
         let (result, buf) = self.transport.send(buf).await;
+        self.writing.set(false);
+        self.written.set(self.written.get() + 1);
         result?;
         self.recycle(buf);
         Ok(())

@@ -67,6 +67,7 @@ impl<S: Source, D: Disk, C: Clock, T: Transport> Session<'_, S, D, C, T> {
                 MirrorOp::Flush => (Message::MirrorFlush { id }, 0),
             };
             let mut room = self.link.room().await?;
+            self.inbox.mirroring();
             let crc = room.send(epoch, &message)?;
             if !matches!(op, MirrorOp::Flush) {
                 self.mirrored.borrow_mut().count(epoch, bytes, crc);

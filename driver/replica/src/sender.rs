@@ -10,6 +10,10 @@
 //!                                     cutover
 //! ```
 //!
+//! A network that forgets a connection tells nobody, and a node that is stopped still has a kernel that
+//! takes data in. So a receiver that owes an answer and is silent for too long is given up, and dialled
+//! anew.
+//!
 //! Whether the epoch that was on its way when a connection broke has arrived is learned from the
 //! next HelloAck: if so it is committed, if not its blocks go back to what the replica lacks.
 
@@ -33,6 +37,13 @@ use std::cell::{Cell, RefCell};
 use std::pin::pin;
 use std::time::Duration;
 use wire::{Decoder, Encoder, Hello, HelloAck, Message, ReplicaState, SessionId};
+
+/// How long a receiver that owes an answer may be silent. It may have a large epoch to put onto a slow
+/// disk; given up too early, it finishes all the same, and is asked again.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it is looked whether anything was heard. Looks are counted and not time, so that neither a
+/// clock that jumps nor a process that was stopped makes a link look silent.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// How a sender goes about it.
 #[derive(Clone, Copy, Debug)]
@@ -159,7 +170,15 @@ impl<S: Source, D: Disk, C: Clock> Sender<S, D, C> {
         });
         link.send(self.source.epoch(), &hello).await?;
         link.flush().await?;
-        let header = link.next(&mut decoder).await?;
+        let header = {
+            let answer = pin!(link.next(&mut decoder));
+            let late = pin!(self.clock.sleep(PATIENCE));
+            match select(answer, late).await {
+                Either::Left((header, _)) => header,
+                Either::Right(_) => Err(silent(PATIENCE)),
+            }
+        };
+        let header = header.inspect_err(|_| link.end())?;
         let ack = match decoder.message(&header)? {
             Message::HelloAck(ack) => ack,
             Message::Error { kind, sentence } => {
@@ -185,6 +204,7 @@ impl<S: Source, D: Disk, C: Clock> Sender<S, D, C> {
             }),
             hello: ack,
             mirrored: RefCell::default(),
+            patience: Cell::new(PATIENCE),
         };
         let result = {
             let work = pin!(async {
@@ -200,8 +220,11 @@ impl<S: Source, D: Disk, C: Clock> Sender<S, D, C> {
         match &result {
             Ok(_) => session.link.flush().await.unwrap_or(()),
             Err(e) if e.kind() == ErrorKind::Disconnected => {}
+            // One that does not listen need not be told.
+            Err(e) if e.kind() == ErrorKind::Timeout => {}
             Err(e) => link::tell(&session.link, Epoch(0), e).await,
         }
+        session.link.end();
         result
     }
 }
@@ -222,6 +245,18 @@ pub struct Session<'a, S: Source, D, C, T> {
     pub(crate) peer: Cell<Peer>,
     pub(crate) hello: HelloAck,
     pub(crate) mirrored: RefCell<crate::mirror::Mirrored>,
+    /// How long the receiver may owe an answer.
+    pub(crate) patience: Cell<Duration>,
+}
+
+fn silent(patience: Duration) -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        format!(
+            "the receiver owes an answer and was silent for {patience:?}: it is stopped, or the \
+             network has lost the connection"
+        ),
+    )
 }
 
 impl<S: Source, D: Disk, C: Clock, T: Transport> Session<'_, S, D, C, T> {
@@ -249,10 +284,31 @@ impl<S: Source, D: Disk, C: Clock, T: Transport> Session<'_, S, D, C, T> {
             }
         });
         let reads: std::pin::Pin<&mut dyn Future<Output = Result<()>>> = reads;
-        match select(reads, pin!(self.link.write_loop())).await {
-            Either::Left((r, _)) | Either::Right((r, _)) => r.err(),
+        let writes = pin!(self.link.write_loop());
+        let moving = select(reads, writes);
+        match select(moving, pin!(self.watch())).await {
+            Either::Left((Either::Left((r, _)) | Either::Right((r, _)), _)) => r.err(),
+            Either::Right((e, _)) => Some(e),
         }
         .unwrap_or_else(|| Error::new(ErrorKind::Broken, "the link's loop ended by itself"))
+    }
+
+    /// Ends when the receiver owes something and nothing moves any more.
+    async fn watch(&self) -> Error {
+        let mut looks = 0;
+        let mut before = (0, 0);
+        loop {
+            self.sender.clock.sleep(LOOK).await;
+            let ((owed, heard), (writing, written)) = (self.inbox.owed(), self.link.writes());
+            if !(owed || writing) || (heard, written) != before {
+                (looks, before) = (0, (heard, written));
+                continue;
+            }
+            looks += 1;
+            if LOOK * looks >= self.patience.get() {
+                return silent(self.patience.get());
+            }
+        }
     }
 
     /// Settle the epoch that was on its way when the last connection broke.

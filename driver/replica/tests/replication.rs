@@ -11,9 +11,11 @@ use std::cell::Cell;
 use std::time::Duration;
 use world::disk::{MemDisk, forever};
 use world::link::Fault;
-use world::node::{CLEAN, MIB, Node, assert_consistent, assert_same, connection, fill, sender};
+use world::node::{
+    CLEAN, MIB, Node, assert_consistent, assert_same, connection, fill, sender, sender_with,
+};
 use world::volume::MemVolume;
-use world::{Dice, pause, run};
+use world::{Dice, Hand, pause, run};
 
 fn volume(size: u64, dice: &Dice) -> MemVolume {
     let volume = MemVolume::new(MemDisk::new(size, dice, &forever()));
@@ -494,4 +496,42 @@ fn a_rotten_record_is_not_taken_for_the_older_one() {
             assert_consistent(&node, &receiver, &volume);
         }
     });
+}
+
+/// A firewall forgot the connection: what was sent went nowhere, and no reset came back. The sender
+/// waited for the answer for ever, took no order meanwhile, and the replica stayed where it was.
+#[test]
+fn a_receiver_that_is_silent_is_given_up_and_dialled_anew() {
+    let dice = Dice::new(71);
+    let size = 4 * MIB;
+    for (at, back) in [
+        (0, false),
+        (60, true),
+        (3000, false),
+        (150, true),
+        (200_000, false),
+    ] {
+        let volume = volume(size, &dice);
+        run(async {
+            let node = Node::new(size, &dice);
+            let receiver = node.open().await.unwrap();
+            let sender = sender_with(&volume, Hand::hasty());
+            let catch_up = async |s: &world::node::TestSession<'_>| s.catch_up().await;
+            let silent = Fault::Silent(at);
+            let faults = if back {
+                (Fault::None, silent)
+            } else {
+                (silent, Fault::None)
+            };
+            let (result, _, _) = connection(&dice, &sender, &receiver, faults, catch_up).await;
+            assert_eq!(
+                result.unwrap_err().kind(),
+                ErrorKind::Timeout,
+                "silent after {at}"
+            );
+            let (result, _, _) = connection(&dice, &sender, &receiver, CLEAN, catch_up).await;
+            result.unwrap();
+            assert_consistent(&node, &receiver, &volume);
+        });
+    }
 }

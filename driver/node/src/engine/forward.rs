@@ -47,6 +47,8 @@ pub(super) struct Forwarder {
     waiting: VecDeque<u32>,
     /// Sent and not answered, in order.
     out: VecDeque<u32>,
+    /// Answers of the owner so far.
+    answers: u64,
     link: Option<Link>,
     /// A link that waits for the one before it to end.
     next: Option<NewLink>,
@@ -79,6 +81,7 @@ impl Forwarder {
         Forwarder {
             waiting: VecDeque::new(),
             out: VecDeque::new(),
+            answers: 0,
             link: None,
             next: None,
             owner,
@@ -89,6 +92,11 @@ impl Forwarder {
 
     pub(super) fn round(&self) -> u64 {
         self.round
+    }
+
+    /// How many answers the owner owes, and how many it has given.
+    pub(super) fn pulse(&self) -> (usize, u64) {
+        (self.out.len(), self.answers)
     }
 
     /// Forward to `owner` from now on. `None` if that is so already, else the round of its links.
@@ -316,6 +324,7 @@ impl EngineShard {
     fn answered(&mut self, ring: &mut Ring, v: VolumeIndex, slot: u32, outcome: Outcome) {
         if let Some(forwarder) = &mut self.volumes[v as usize].forwarder {
             forwarder.out.retain(|other| *other != slot);
+            forwarder.answers += 1;
         }
         self.ended(ring, v, slot, outcome);
     }

@@ -3,9 +3,10 @@
 
 use super::VOLUME_REQUESTS_MAX;
 use super::connection::Arrival;
+use super::dialler::Dialler;
 use super::extents::Extents;
 use super::fence::{Fence, OWNER};
-use super::forward::{Forwarder, NewLink};
+use super::forward::Forwarder;
 use super::latency::Latency;
 use super::message::{Message, VolumeIndex};
 use super::mirror::{FLUSH, MirrorQueue};
@@ -14,7 +15,7 @@ use super::volume_cell::{Standing, VolumeCell, VolumeFiles};
 use block::{Error, ErrorKind, Nanos, NodeName, Result};
 use nbd::Export;
 use nbd::accept::Accepted;
-use nbd::client::{Uri, describe, dial};
+use nbd::client::Uri;
 use nbd::session::Session;
 use replica::MirrorItem;
 use ring::{Mailbox, Shard};
@@ -23,20 +24,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
 use storage::ImageFile;
 use storage::meta::MetaFile;
 use tokio::sync::{mpsc, oneshot};
 use volume::{Control, CursorName, Outcome, RequestId, Snapshot, Volume};
-
-/// How long the owner may be silent while it is dialled.
-const DIAL_PATIENCE: Duration = Duration::from_secs(5);
-/// Between two attempts to reach the owner: short against any client's own timeout.
-const DIAL_PAUSE: Duration = Duration::from_millis(50);
-
-/// A link that was lost sooner is not made again at once: its owner may have closed it because it is
-/// the owner no more, and does not yet know who is.
-const LINK_STEADY: Duration = Duration::from_secs(1);
 
 /// The shards of a process.
 pub struct Engine {
@@ -58,8 +49,8 @@ pub struct VolumeSpec {
 /// A volume on its home shard. Cheap to clone.
 #[derive(Clone)]
 pub struct VolumeHandle {
-    mailbox: Mailbox<Message>,
-    index: VolumeIndex,
+    pub(super) mailbox: Mailbox<Message>,
+    pub(super) index: VolumeIndex,
     me: Arc<str>,
     latency: Arc<Latency>,
     standing: Arc<Standing>,
@@ -122,69 +113,6 @@ fn gone() -> Error {
         ErrorKind::Disconnected,
         "the shard has stopped: the process is ending, or an error above says why",
     )
-}
-
-/// Keeps a forwarder linked to the volume's owner.
-struct Dialler {
-    mailbox: Mailbox<Message>,
-    volume: VolumeIndex,
-    owner: Uri,
-    fence: Fence,
-    round: u64,
-}
-
-impl Dialler {
-    /// Dial the owner, and again whenever the link is lost, until the forwarder is gone or switched.
-    /// An owner that has given the volume away says to whom.
-    async fn keep_linked(mut self, mut losses: mpsc::Receiver<()>) {
-        loop {
-            let link = Uri {
-                export: self.fence.export(&self.owner.export),
-                ..self.owner.clone()
-            };
-            let e = match blocking(move || dial(&link, &[], DIAL_PATIENCE)).await {
-                Ok((agreed, socket)) => {
-                    let round = self.round;
-                    let link = Box::new(NewLink {
-                        socket,
-                        agreed,
-                        round,
-                    });
-                    let since = Instant::now();
-                    let sent = self.mailbox.send(Message::Link(self.volume, link));
-                    if sent.is_err() || losses.recv().await.is_none() {
-                        return;
-                    }
-                    if since.elapsed() < LINK_STEADY {
-                        tokio::time::sleep(DIAL_PAUSE).await;
-                    }
-                    continue;
-                }
-                Err(e) => e,
-            };
-            let mut asked = self.owner.clone();
-            asked.export = format!("{}@{OWNER}", asked.export);
-            if e.kind() == ErrorKind::NotFound
-                && let Ok(said) = blocking(move || describe(&asked, DIAL_PATIENCE)).await
-                && let Ok(next) = said.parse::<Uri>()
-                && next != self.owner
-            {
-                tracing::info!("{} says that the volume's owner is now {next}", self.owner);
-                self.owner = next;
-            } else {
-                tracing::warn!("forward to the volume's owner: {e}");
-            }
-            tokio::select! {
-                () = tokio::time::sleep(DIAL_PAUSE) => {}
-                lost = losses.recv() => if lost.is_none() { return },
-            }
-        }
-    }
-}
-
-async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let ended = tokio::task::spawn_blocking(f).await;
-    ended.unwrap_or_else(|e| Err(Error::new(ErrorKind::Cancelled, e.to_string())))
 }
 
 impl Engine {
@@ -393,8 +321,7 @@ impl VolumeHandle {
             .await??;
         if let Some((round, generation)) = switched {
             let dialler = Dialler {
-                mailbox: self.mailbox.clone(),
-                volume: self.index,
+                volume: self.clone(),
                 owner,
                 fence: Fence {
                     generation,
@@ -443,7 +370,7 @@ impl VolumeHandle {
         let _ = self.mailbox.send(Message::Call(self.index, Box::new(f)));
     }
 
-    async fn on_cell<R: Send + 'static>(
+    pub(super) async fn on_cell<R: Send + 'static>(
         &self,
         f: impl FnOnce(&mut VolumeCell, Nanos) -> R + Send + 'static,
     ) -> Result<R> {

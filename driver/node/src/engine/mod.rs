@@ -14,6 +14,7 @@
 
 mod actions;
 mod connection;
+mod dialler;
 mod extents;
 mod fence;
 mod forward;

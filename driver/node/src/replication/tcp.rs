@@ -77,6 +77,10 @@ impl Transport for Tcp {
         };
         (result, slice.into_inner())
     }
+
+    fn end(&self) {
+        self.cut();
+    }
 }
 
 /// Monotonic time of a mover's thread.
