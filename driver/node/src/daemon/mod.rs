@@ -37,6 +37,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
@@ -100,10 +101,25 @@ pub async fn run(
         .map(|c| tokio::spawn(keep_registered(c, me, Arc::clone(&volumes))));
     let guests = [unix, tcp].map(|l| tokio::spawn(front::accept_all(l, Arc::clone(&volumes))));
     let service = NodeServer::new(Service::new(config.name, Arc::clone(&volumes)));
-    let served = Server::builder()
+    let (told, stopping) = oneshot::channel();
+    let stop = async {
+        stop.await;
+        let _ = told.send(()); // it waits below
+    };
+    let serve = Server::builder()
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpIncoming::from(grpc).with_nodelay(Some(true)), stop)
-        .await;
+        .serve_with_incoming_shutdown(TcpIncoming::from(grpc).with_nodelay(Some(true)), stop);
+    let late = async {
+        if stopping.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(CALLS_PATIENCE).await;
+    };
+    // A caller that reads nothing would keep its connection, and with it this node, for ever.
+    let served = tokio::select! {
+        served = serve => served,
+        () = late => Ok(()),
+    };
 
     tracing::info!("stopping: finishing what is in flight");
     for task in guests.into_iter().chain(registration) {
@@ -113,6 +129,9 @@ pub async fn run(
     volumes.close().await?;
     served.map_err(|e| Error::new(ErrorKind::Io, format!("serve gRPC on {listening}: {e}")))
 }
+
+/// How long the controller's calls may take to end once the node is told to stop.
+const CALLS_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long a port may still belong to the process that was here before. The kernel takes a killed
 /// process's io_uring apart after the process is gone, and an accept in flight holds the port until

@@ -16,6 +16,7 @@ const SIZE: u64 = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Node {
+    at: SocketAddr,
     client: NodeClient<Channel>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Result<()>>,
@@ -52,7 +53,12 @@ impl Node {
         let client = NodeClient::connect(format!("http://{listening}"))
             .await
             .unwrap();
-        Node { client, stop, task }
+        Node {
+            at: listening,
+            client,
+            stop,
+            task,
+        }
     }
 
     async fn stop(self) {
@@ -261,4 +267,20 @@ async fn a_port_that_a_killed_node_still_holds_is_waited_for() {
     assert_eq!(e.kind(), ErrorKind::Busy);
     assert!(e.to_string().contains(&address.to_string()), "{e}");
     drop(listener);
+}
+
+/// A caller that had stopped reading kept its connection open, and with it a node that was told to stop:
+/// the calls were waited for, for ever, and the supervisor's SIGKILL was the end of it.
+#[tokio::test]
+async fn a_caller_that_reads_nothing_does_not_keep_a_node_from_stopping() {
+    use tokio::io::AsyncWriteExt;
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path()).await;
+    let mut caller = tokio::net::TcpStream::connect(node.at).await.unwrap();
+    // The beginning of HTTP/2, and empty settings.
+    let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    caller.write_all(hello).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let stopped = tokio::time::timeout(PATIENCE, node.stop()).await;
+    stopped.expect("the node does not stop");
 }
