@@ -2,18 +2,24 @@
 //! node b that replicates it.
 //!
 //! ```text
-//!   a (127.x.y.1) ══ replication ══► gate (127.x.y.3) ══► b (127.x.y.2)
+//!   a (127.x.y.1) ══► link (127.x.y.4) ══► b (127.x.y.2)
+//!                 ◄══ link (127.x.y.3) ◄══
 //! ```
 //!
 //! Every fleet has loopback addresses of its own, so that a restarted process finds its ports free.
-//! Node b is advertised where the [`gate`] listens: a test counts what is replicated there and can
-//! hold one frame of a cutover back, to stop the world exactly between two of its steps.
+//! Each node is advertised where a [`link`] listens: whatever others send to it passes there, is counted,
+//! and can be held back, spoiled, cut or stalled.
+#![allow(
+    dead_code,
+    reason = "each test file is a crate of its own and uses a part of this"
+)]
 
-pub mod gate;
+pub mod link;
 pub mod load;
 pub mod owners;
+pub mod scene;
 
-use gate::Gate;
+use link::Link;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proto::v1::node_client::NodeClient;
@@ -24,14 +30,40 @@ use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
 
 /// Longer than anything here takes on a busy machine; a hang fails by it.
 pub const PATIENCE: Duration = Duration::from_secs(45);
+/// Of each log, what a failed test shows.
+const LOG_LINES: usize = 60;
 /// The volume's name.
 pub const VOLUME: &str = "v";
+
+/// All ways to one node.
+pub struct Ways {
+    pub replication: Link,
+    /// What a former owner forwards.
+    pub nbd: Link,
+    /// The controller's calls.
+    pub control: Link,
+}
+
+impl Ways {
+    fn open(ip: Ipv4Addr, node: &Daemon) -> Ways {
+        Ways {
+            replication: Link::of_frames(ip, node.said("replication")),
+            nbd: Link::of_bytes(ip, node.said("nbd")),
+            control: Link::of_bytes(ip, node.said("listening")),
+        }
+    }
+
+    /// The ways that another node uses.
+    pub fn of_nodes(&self) -> [&Link; 2] {
+        [&self.replication, &self.nbd]
+    }
+}
 
 /// A process of the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,24 +123,35 @@ pub struct Running {
 }
 
 impl Running {
-    /// Waits for its end, which must be a success.
-    pub fn succeeds(mut self) {
-        let until = Instant::now() + PATIENCE;
-        let status = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
-            }
-            assert!(
-                Instant::now() < until,
-                "the command does not end: {}",
-                self.said()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        };
-        assert!(status.success(), "{}", self.said());
+    /// Whether it succeeded, once it has ended.
+    pub fn ended(&mut self) -> Option<bool> {
+        Some(self.child.try_wait().unwrap()?.success())
     }
 
-    fn said(&self) -> String {
+    /// Waits for its end, which must be a success.
+    pub fn succeeds(mut self) {
+        assert!(self.end(), "{}", self.said());
+    }
+
+    /// Waits for its end; whether it was a success.
+    pub fn waits(mut self) -> bool {
+        self.end()
+    }
+
+    fn end(&mut self) -> bool {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(success) = self.ended() {
+                return success;
+            }
+            let late = Instant::now() >= until;
+            assert!(!late, "the command does not end: {}", self.said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Everything that it printed.
+    pub fn said(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
 }
@@ -116,18 +159,23 @@ impl Running {
 /// The processes.
 pub struct Fleet {
     dir: tempfile::TempDir,
-    ips: [Ipv4Addr; 3],
     controller: Option<Daemon>,
     nodes: [Option<Daemon>; 2],
     controller_at: SocketAddr,
     node_at: [SocketAddr; 2],
-    pub gate: Gate,
+    /// To a and to b.
+    pub ways: [Ways; 2],
+    commands: AtomicU64,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Fleet {
     pub fn start() -> Fleet {
-        let dir = tempfile::tempdir().unwrap();
+        Fleet::in_folder(tempfile::tempdir().unwrap())
+    }
+
+    /// Each node's data is in the folder of its name.
+    pub fn in_folder(dir: tempfile::TempDir) -> Fleet {
         let ips = addresses();
         let controller = controller(dir.path(), SocketAddr::new(IpAddr::V4(ips[0]), 0));
         let controller_at = controller.said("listening");
@@ -140,19 +188,15 @@ impl Fleet {
             write_config(dir.path(), i, &ips, controller_at, ports);
         }
         let fleet = Fleet {
-            gate: Gate::open(ips[2], b.said("replication")),
+            ways: [Ways::open(ips[2], &a), Ways::open(ips[3], &b)],
             node_at: [a.said("listening"), b.said("listening")],
             controller: Some(controller),
             nodes: [Some(a), Some(b)],
             controller_at,
             dir,
-            ips,
+            commands: AtomicU64::new(0),
             runtime: runtime(),
         };
-        for field in ["listening", "nbd"] {
-            let b = fleet.nodes[1].as_ref().unwrap();
-            gate::pass(fleet.ips[2], b.said(field));
-        }
         fleet.until("both nodes are alive", || {
             let said = fleet.run(&["node-list"]);
             let nodes = said.as_array()?.iter().filter(|n| n["alive"] == true);
@@ -180,9 +224,39 @@ impl Fleet {
         }
     }
 
-    pub fn signal_target(&self, signal: Signal) {
-        let pid = self.nodes[1].as_ref().unwrap().child.id();
+    /// SIGTERM to the nodes, which must end well.
+    pub fn stop_nodes(&mut self) {
+        for node in self.nodes.iter_mut().flatten() {
+            let pid = Pid::from_raw(i32::try_from(node.child.id()).unwrap());
+            kill(pid, Signal::SIGTERM).unwrap();
+            let status = node.child.wait().unwrap();
+            assert!(status.success(), "a node ended with {status}");
+        }
+    }
+
+    pub fn signal(&self, who: Who, signal: Signal) {
+        let pid = self.pid(who).unwrap();
         kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+    }
+
+    /// `None` while it is dead.
+    pub fn pid(&self, who: Who) -> Option<u32> {
+        let daemon = match who {
+            Who::Controller => &self.controller,
+            Who::Source => &self.nodes[0],
+            Who::Target => &self.nodes[1],
+        };
+        daemon.as_ref().map(|d| d.child.id())
+    }
+
+    /// What node b receives.
+    pub fn link(&self) -> &Link {
+        &self.ways[1].replication
+    }
+
+    /// Where a node has the files of a volume.
+    pub fn files(&self, node: &str, volume: &str) -> PathBuf {
+        self.dir.path().join(node).join("volumes").join(volume)
     }
 
     /// The unix socket of a node's volume.
@@ -195,20 +269,25 @@ impl Fleet {
 
     /// A command that must succeed: the last line of its JSON.
     pub fn run(&self, args: &[&str]) -> Value {
+        self.try_run(args).unwrap()
+    }
+
+    /// A command: the last line of its JSON, or what it said when it failed.
+    pub fn try_run(&self, args: &[&str]) -> Result<Value, String> {
         let out = self.command(args).output().unwrap();
         let said = String::from_utf8_lossy(&out.stdout);
-        assert!(
-            out.status.success(),
-            "{args:?}: {said} {}",
-            String::from_utf8_lossy(&out.stderr)
-        );
-        serde_json::from_str(said.trim())
-            .or_else(|_| serde_json::from_str(said.lines().last().unwrap_or_default()))
-            .unwrap()
+        if !out.status.success() {
+            let complaint = String::from_utf8_lossy(&out.stderr);
+            return Err(format!("{args:?}: {said} {complaint}"));
+        }
+        let value = serde_json::from_str(said.trim())
+            .or_else(|_| serde_json::from_str(said.lines().last().unwrap_or_default()));
+        Ok(value.unwrap())
     }
 
     pub fn begin(&self, args: &[&str]) -> Running {
-        let log = self.dir.path().join("command.log");
+        let n = self.commands.fetch_add(1, Ordering::Relaxed);
+        let log = self.dir.path().join(format!("command-{n}.log"));
         let file = File::create(&log).unwrap();
         let mut command = self.command(args);
         command
@@ -229,7 +308,7 @@ impl Fleet {
         command
     }
 
-    /// gRPC of the two nodes, without the gate between.
+    /// gRPC of the two nodes, without the links between.
     pub fn node_addresses(&self) -> [SocketAddr; 2] {
         self.node_at
     }
@@ -271,21 +350,25 @@ impl Fleet {
 impl Drop for Fleet {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for name in ["controller", "a", "b", "command"] {
+            let commands = self.commands.load(Ordering::Relaxed);
+            let last = format!("command-{}", commands.saturating_sub(1));
+            for name in ["controller", "a", "b", &last] {
                 let log = self.dir.path().join(format!("{name}.log"));
                 let said = std::fs::read_to_string(log).unwrap_or_default();
-                eprintln!("--- {name}\n{}", said.trim_end());
+                let lines: Vec<_> = said.lines().collect();
+                let shown = &lines[lines.len().saturating_sub(LOG_LINES)..];
+                eprintln!("--- {name}\n{}", shown.join("\n"));
             }
         }
     }
 }
 
 /// Addresses that no other fleet on this machine has: of the process, and counted within it.
-fn addresses() -> [Ipv4Addr; 3] {
+fn addresses() -> [Ipv4Addr; 4] {
     static FLEETS: AtomicU8 = AtomicU8::new(0);
     let [_, _, high, low] = std::process::id().to_be_bytes();
-    let first = FLEETS.fetch_add(3, Ordering::Relaxed) + 1;
-    [0, 1, 2].map(|i| Ipv4Addr::new(127, high % 100 + 100, low, first + i))
+    let first = FLEETS.fetch_add(4, Ordering::Relaxed) + 1;
+    [0, 1, 2, 3].map(|i| Ipv4Addr::new(127, high % 100 + 100, low, first + i))
 }
 
 fn controller(dir: &Path, at: SocketAddr) -> Daemon {
@@ -308,13 +391,13 @@ fn node(dir: &Path, index: usize) -> Daemon {
 fn write_config(
     dir: &Path,
     index: usize,
-    ips: &[Ipv4Addr; 3],
+    ips: &[Ipv4Addr; 4],
     controller: SocketAddr,
     ports: [u16; 3],
 ) {
     let name = name(index);
     let [listen, replication, nbd] = ports.map(|p| format!("{}:{p}", ips[index]));
-    let advertise = ips[2 * index];
+    let advertise = ips[2 + index];
     let text = format!(
         "name = {name:?}\ndata = {:?}\ncontroller = \"{controller}\"\nlisten = {listen:?}\n\
          replication = {replication:?}\nnbd = {nbd:?}\nadvertise = \"{advertise}\"\n",

@@ -1,6 +1,6 @@
 //! Watches that no volume ever has two owners.
 
-use super::{VOLUME, client, reports, runtime};
+use super::{client, reports, runtime};
 use proto::v1::VolumeRole;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,10 +23,10 @@ struct Seen {
 }
 
 impl Owners {
-    pub fn watch(nodes: [SocketAddr; 2]) -> Owners {
+    pub fn watch(nodes: [SocketAddr; 2], volume: &'static str) -> Owners {
         let stop = Arc::new(AtomicBool::new(false));
         let ends = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || runtime().block_on(look(nodes, &ends)));
+        let thread = std::thread::spawn(move || runtime().block_on(look(nodes, volume, &ends)));
         Owners { stop, thread }
     }
 
@@ -39,7 +39,7 @@ impl Owners {
     }
 }
 
-async fn look(nodes: [SocketAddr; 2], stop: &AtomicBool) -> Seen {
+async fn look(nodes: [SocketAddr; 2], volume: &str, stop: &AtomicBool) -> Seen {
     let mut clients = nodes.map(client);
     let mut seen = Seen::default();
     while !stop.load(Ordering::Acquire) {
@@ -47,7 +47,7 @@ async fn look(nodes: [SocketAddr; 2], stop: &AtomicBool) -> Seen {
         for (owned, node) in owned.iter_mut().zip([0, 1, 0]) {
             let reports = reports(&mut clients[node]).await.unwrap_or_default();
             let owner =
-                |r: &&proto::v1::VolumeReport| r.name == VOLUME && r.role() == VolumeRole::Owner;
+                |r: &&proto::v1::VolumeReport| r.name == volume && r.role() == VolumeRole::Owner;
             *owned = reports.iter().find(owner).map(|r| r.generation);
         }
         if let [Some(before), Some(there), Some(after)] = owned
