@@ -42,7 +42,7 @@ pub struct Planned {
 }
 
 /// The record of one disk.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Ledger {
     volume: VolumeId,
     io_bytes: u32,
