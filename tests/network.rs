@@ -180,7 +180,7 @@ fn troubled_cutovers(at: Hold, kind: Kind, troubles: &[Trouble]) {
     }
     let seeded = seeded();
     assert!(
-        seeded.iter().all(|s| *s < 8 * MIB),
+        seeded.iter().all(|s| *s < SIZE / 2),
         "copied again: {seeded:?}"
     );
     scene.finish();

@@ -193,7 +193,7 @@ impl Fate {
         self.told.events += 1;
         let to = self.dice.below(2) as usize;
         let node = NODES[to];
-        match self.dice.below(14) {
+        match self.dice.below(16) {
             0 | 1 => self.kill(node),
             2 => self.kill(Who::Controller),
             3 => {
