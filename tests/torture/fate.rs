@@ -16,6 +16,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const TEND: Duration = Duration::from_secs(1);
 /// Within this time everything comes to rest once it is healed.
 const REST: Duration = Duration::from_secs(90);
+/// One node is not killed for so long, and then the other: whether memory grows shows in long lives.
+const SPARED_SECONDS: u64 = 240;
 const NODES: [Who; 2] = [Who::Source, Who::Target];
 
 /// Numbers that are drawn, the same for the same seed.
@@ -235,7 +237,8 @@ impl Fate {
     }
 
     fn kill(&mut self, who: Who) {
-        if self.fleet.pid(who).is_none() {
+        let spared = NODES[(self.began.elapsed().as_secs() / SPARED_SECONDS % 2) as usize];
+        if who == spared || self.fleet.pid(who).is_none() {
             return;
         }
         if let Some(i) = NODES.iter().position(|n| *n == who) {

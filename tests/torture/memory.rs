@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// A process's first seconds, in which it takes what it needs, are no growth.
-const WARM_UP_SECONDS: f64 = 15.0;
+/// A process's first minute, in which it takes what it needs, is no growth.
+const WARM_UP_SECONDS: f64 = 60.0;
 
 #[derive(Default)]
 struct Life {
