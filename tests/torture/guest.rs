@@ -158,7 +158,9 @@ fn connect(uri: &Uri) -> Client {
 fn noise(at: u64, out: &mut [u8]) {
     let mut x = at | 1;
     for word in out.chunks_mut(8) {
-        (x ^= x << 13, x ^= x >> 7, x ^= x << 17);
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
         word.copy_from_slice(&x.to_le_bytes()[..word.len()]);
     }
 }
