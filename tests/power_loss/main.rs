@@ -75,9 +75,11 @@ fn replay(recording: &Rc<Recording>, database: Database, flushes: bool, points: 
     };
     let verdict = plan.run();
     eprintln!(
-        "{database:?}, seed {seed}: {} power cuts, {} sources with {} acknowledged transactions in \
-         all, {} consistent replicas of {} epochs, {} caught up, {} failures, in {:?}",
+        "{database:?}, seed {seed}: {} power cuts (after {} of {} flushes), {} sources with {} \
+         acknowledged transactions in all, {} consistent replicas of {} epochs, {} caught up, {} failures, in {:?}",
         verdict.points,
+        verdict.boundaries.0,
+        verdict.boundaries.1,
         verdict.sources,
         verdict.demanded,
         verdict.replicas,
@@ -107,7 +109,7 @@ fn nothing_is_lost(database: Database, mib: u64, cache: &str) {
     );
     // Crashes that left nothing to look at would prove nothing.
     assert!(verdict.replicas > verdict.points, "{verdict:?}");
-    assert!(verdict.epochs.len() > verdict.points / 2, "{verdict:?}");
+    assert!(verdict.epochs.len() > 3, "{verdict:?}");
     assert!(verdict.demanded > TRANSACTIONS, "{verdict:?}");
 }
 

@@ -50,6 +50,8 @@ pub struct Plan {
 #[derive(Debug, Default)]
 pub struct Verdict {
     pub points: usize,
+    /// Of them after a flush, and how many flushes there were.
+    pub boundaries: (usize, usize),
     pub sources: usize,
     pub replicas: usize,
     /// Crashed sources whose replica became the source's equal again.
@@ -94,7 +96,8 @@ impl Plan {
                     compress: false,
                     ..Tuning::default()
                 },
-                interval: 4000,
+                // Often: a recording of a second is over in milliseconds here.
+                interval: 500,
             };
             let cluster = Cluster::create(&w, &net, &ledger, &setup, 2).await;
             let mut run = Run {
@@ -114,7 +117,7 @@ impl Plan {
     }
 
     /// Places of the recording where the power fails: after flushes, and anywhere.
-    fn cuts(&self) -> BTreeSet<usize> {
+    fn cuts(&self) -> (BTreeSet<usize>, (usize, usize)) {
         let events = &self.recording.events;
         let ready = events.iter().position(|e| matches!(e, Event::Marked(0)));
         let ready = ready.expect("the workload said that its tables stand");
@@ -138,14 +141,15 @@ impl Plan {
         while cuts.len() < self.points.min(all) {
             cuts.insert(ready + (random.next() % all as u64) as usize);
         }
-        cuts
+        (cuts, (after_flushes, ends.len()))
     }
 }
 
 impl Run {
     async fn replay(&mut self) {
         let recording = self.plan.recording.clone();
-        let cuts = self.plan.cuts();
+        let (cuts, boundaries) = self.plan.cuts();
+        self.verdict.boundaries = boundaries;
         let host = loop {
             match self.cluster.host_on(0).filter(Host::serves) {
                 Some(host) => break host,
