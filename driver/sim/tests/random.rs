@@ -6,7 +6,11 @@
 
 use sim::hunt;
 use sim::swarm::{Swarm, Tally};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+/// A run has failed: the other parts need not go on.
+static FAILED: AtomicBool = AtomicBool::new(false);
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|s| s.parse().unwrap())
@@ -32,11 +36,19 @@ fn run(part: u64, parts: u64, seeds: u64) {
         None => (0, seeds),
     };
     for seed in (first..first + seeds).filter(|s| seeds == 1 || s % parts == part) {
+        if FAILED.load(Ordering::Relaxed) {
+            return;
+        }
         let swarm = chosen(seed);
         match hunt::run(&swarm) {
             Ok(t) => sum.add(&t),
-            Err(why) if number("FORERUN_SHRINK") == Some(0) => panic!("seed {seed}: {why}"),
-            Err(why) => panic!("{}", hunt::report(&swarm, &why)),
+            Err(why) => {
+                FAILED.store(true, Ordering::Relaxed);
+                match number("FORERUN_SHRINK") {
+                    Some(0) => panic!("seed {seed}: {why}"),
+                    _ => panic!("{}", hunt::report(&swarm, &why)),
+                }
+            }
         }
     }
     eprintln!("{sum:?} in {:?}", began.elapsed());

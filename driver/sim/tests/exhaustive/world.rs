@@ -587,6 +587,10 @@ impl World {
                     "[nothing is left behind] {history:?}"
                 );
             }
+            if matches!(vol.role(), Role::Relinquished { .. }) {
+                let whole = |i: &Image| i.cache == self.issued;
+                assert!(images.iter().all(whole), "[given away whole] {history:?}");
+            }
             assert!(
                 vol.open_epoch() > self.heard,
                 "[an epoch is one point in time] {} is given out again: {history:?}, metadata {kept:b}",
