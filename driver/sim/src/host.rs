@@ -18,8 +18,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::{Notify, oneshot};
 use volume::{
-    Action, Admission, AreaSet, Completion, Control, META_PAGE_BYTES, Op, Outcome, Request,
-    RequestId, Role, SaveTicket, Snapshot, Volume,
+    Action, Admission, AreaSet, Completion, Control, CursorName, META_PAGE_BYTES, Op, Outcome,
+    Request, RequestId, Role, SaveTicket, Snapshot, Volume,
 };
 
 const EIO: i32 = 5;
@@ -161,6 +161,36 @@ impl Host {
         self.drain();
         let snapshot = self.call(|v, _| f(v))?;
         self.0.ledger.rotated(snapshot.epoch());
+        self.settled(snapshot).await
+    }
+
+    /// Close an epoch of several volumes at one point in time.
+    pub(crate) fn rotate_together(
+        hosts: &[&Host],
+        name: &CursorName,
+    ) -> Result<Vec<Arc<Snapshot>>> {
+        hosts.iter().for_each(|h| h.drain());
+        let mut volumes: Vec<_> = hosts.iter().map(|h| h.0.volume.borrow_mut()).collect();
+        let mut group: Vec<_> = volumes.iter_mut().map(|v| (&mut **v, name)).collect();
+        let snapshots = volume::rotate_together(&mut group)?;
+        drop(volumes);
+        for (host, snapshot) in hosts.iter().zip(&snapshots) {
+            host.0.ledger.rotated(snapshot.epoch());
+            host.0.touched.notify_one();
+        }
+        Ok(snapshots)
+    }
+
+    pub(crate) fn volume_id(&self) -> block::VolumeId {
+        self.0.ledger.volume
+    }
+
+    pub(crate) async fn sleep(&self, d: std::time::Duration) {
+        self.0.clock.sleep(d).await;
+    }
+
+    /// Wait until a snapshot may be read.
+    pub(crate) async fn settled(&self, snapshot: Arc<Snapshot>) -> Result<Arc<Snapshot>> {
         let (tell, told) = oneshot::channel();
         self.0.settled.borrow_mut().push((snapshot.clone(), tell));
         self.drain();

@@ -7,6 +7,7 @@
 mod cut;
 pub mod dice;
 pub mod disk;
+pub mod group;
 pub mod guest;
 pub mod hits;
 pub mod host;

@@ -10,6 +10,7 @@
 //! real ones.
 
 use crate::disk::SimDisk;
+use crate::group::Group;
 use crate::hits::Hit;
 use crate::host::Host;
 use crate::ledger::Ledger;
@@ -48,6 +49,8 @@ pub struct Setup {
     pub tuning: Tuning,
     /// Between two increments, at most, in microseconds.
     pub interval: u64,
+    /// Volumes that are rotated together with this one.
+    pub group: Option<Group>,
 }
 
 /// What is asked of an owner: to give the volume to a node.

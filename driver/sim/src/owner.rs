@@ -55,6 +55,7 @@ impl Cluster {
         let source = SimSource {
             host: life.host.clone(),
             to: self.0.nodes[j].name.clone(),
+            group: self.0.setup.group.clone(),
         };
         let image = self.0.nodes[i].disks.image.clone();
         let clock = SimClock {

@@ -1,5 +1,6 @@
 //! Replication's two seams to a volume, on a simulated host.
 
+use crate::group::Group;
 use crate::host::Host;
 use block::{Epoch, Error, ErrorKind, Generation, NodeName, Result};
 use replica::{GuestLoad, MirrorItem, Source, Target};
@@ -13,6 +14,8 @@ pub struct SimSource {
     pub host: Host,
     /// Whom the replica is on.
     pub to: NodeName,
+    /// Whom it is rotated with.
+    pub group: Option<Group>,
 }
 
 impl SimSource {
@@ -67,7 +70,10 @@ impl Source for SimSource {
     }
 
     async fn rotate(&self) -> Result<Arc<Snapshot>> {
-        self.host.rotate(|v| v.rotate(&self.name())).await
+        match &self.group {
+            Some(group) => group.rotate(&self.host, &self.name()).await,
+            None => self.host.rotate(|v| v.rotate(&self.name())).await,
+        }
     }
 
     async fn committed(&self, epoch: Epoch) -> Result<()> {

@@ -187,13 +187,14 @@ impl Swarm {
                 // A link that is slow enough makes a cutover use the mirror.
                 rate: match dice.below(6) {
                     0 => Some(1 << (20 + dice.below(8))),
-                    1 if self.has(Fault::Handover) => Some(1 << (18 + dice.below(3))),
+                    1 if self.has(Fault::Handover) => Some(1 << 20),
                     _ => None,
                 },
                 compress: dice.one_in(3),
                 watermark_every: 256 << 10,
             },
             interval: 1 + dice.below(30_000),
+            group: None,
         };
         let nodes = 2 + dice.below(2) as usize;
         let cluster = match Cluster::create(&world, &net, &ledger, &setup, nodes).await {

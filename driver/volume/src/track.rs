@@ -111,12 +111,18 @@ impl Volume {
         Ok(snapshot)
     }
 
+    /// Whether the open epoch may be closed for a replica.
+    pub(crate) fn can_rotate(&self, name: &CursorName) -> Result<()> {
+        self.must_own("rotate")?;
+        self.must_have(name)?;
+        self.must_not_end_a_mirrors_epoch(name)
+    }
+
     /// As [`Volume::rotate`], but for what waited for a snapshot that was given up: it belongs to the
     /// next epoch, may have to wait for the new snapshot, and is to be woken when all is in place.
     fn close_for(&mut self, name: &CursorName) -> Result<Arc<Snapshot>> {
-        self.must_own("rotate")?;
+        self.can_rotate(name)?;
         let cursor = self.must_have(name)?.epoch;
-        self.must_not_end_a_mirrors_epoch(name)?;
         self.forget_live(|l| l.name == *name);
         let mirrored = |m: &Mirror| m.name == *name && cursor.next() >= m.from;
         let mirrored = self.mirror.as_ref().is_some_and(mirrored);
