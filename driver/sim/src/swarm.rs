@@ -187,7 +187,7 @@ impl Swarm {
                 // A link that is slow enough makes a cutover use the mirror.
                 rate: match dice.below(6) {
                     0 => Some(1 << (20 + dice.below(8))),
-                    1 if self.has(Fault::Handover) => Some(1 << 20),
+                    1 | 2 if self.has(Fault::Handover) => Some(1 << 20),
                     _ => None,
                 },
                 compress: dice.one_in(3),
