@@ -21,6 +21,7 @@ mod progress;
 mod replica;
 mod serve;
 mod simulate;
+mod simulate_cycle;
 mod simulate_fleet;
 mod size;
 mod volume;

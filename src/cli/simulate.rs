@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::out::{bytes, figure, text};
-use super::{Failure, Out, simulate_fleet};
+use super::{Failure, Out, simulate_cycle, simulate_fleet};
 use crate::predict::seeding::{self, Outcome, Trace, Write};
 
 /// The unit in which the order of seeding is decided.
@@ -29,6 +29,8 @@ enum What {
     Seeding(Seeding),
     /// Weeks of VM series and events over sites with prices, with and without forecasts
     Fleet(simulate_fleet::Args),
+    /// How long forecasts for a whole fleet take
+    Cycle(simulate_cycle::Args),
 }
 
 #[derive(clap::Args, Debug)]
@@ -61,6 +63,7 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
     let args = match &args.what {
         What::Seeding(args) => args,
         What::Fleet(args) => return simulate_fleet::run(args, out),
+        What::Cycle(args) => return simulate_cycle::run(args, out),
     };
     if !(args.copy_fraction > 0.0 && args.copy_fraction <= 0.5) {
         return Err(Failure::usage(format!(
