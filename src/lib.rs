@@ -5,6 +5,7 @@ pub mod cli;
 pub mod controller;
 pub mod demo;
 pub mod fleet;
+pub mod history;
 pub mod identity;
 pub mod planner;
 pub mod predict;

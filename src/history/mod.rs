@@ -1,0 +1,100 @@
+//! Where histories come from: effects at the edge, so that `predict` stays pure.
+//!
+//! ```text
+//! CSV files ──┐
+//! Prometheus ─┼─► Source ─► (machine, metric) with samples ─► predict::Series ─► predict::cycle
+//! kept ───────┘
+//!   ▲
+//!   └── one frame of all series every five minutes
+//! ```
+//!
+//! [`Kept`] is Forerun's own history: months of a fleet in one file of this host. The other two are
+//! for fleets that are measured already.
+
+mod code;
+mod files;
+mod kept;
+mod prometheus;
+
+pub use files::CsvFiles;
+pub use kept::Kept;
+pub use prometheus::{Exporter, Prometheus};
+
+use crate::predict::Sample;
+use node::Result;
+use std::collections::BTreeMap;
+
+/// What is measured of every machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Metric {
+    /// Cores busy.
+    Cpu,
+    /// Bytes of memory in use.
+    Memory,
+    /// Bytes read from disks in a second.
+    DiskRead,
+    /// Bytes written to disks in a second.
+    DiskWrite,
+    /// Bytes received in a second.
+    NetworkIn,
+    /// Bytes sent in a second.
+    NetworkOut,
+}
+
+impl Metric {
+    /// All of them.
+    pub const ALL: [Metric; 6] = [
+        Metric::Cpu,
+        Metric::Memory,
+        Metric::DiskRead,
+        Metric::DiskWrite,
+        Metric::NetworkIn,
+        Metric::NetworkOut,
+    ];
+
+    /// Its name in keys and columns.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::Cpu => "cpu",
+            Metric::Memory => "memory",
+            Metric::DiskRead => "disk-read",
+            Metric::DiskWrite => "disk-write",
+            Metric::NetworkIn => "network-in",
+            Metric::NetworkOut => "network-out",
+        }
+    }
+
+    fn from_name(name: &str) -> Option<Metric> {
+        Metric::ALL.into_iter().find(|metric| metric.name() == name)
+    }
+}
+
+/// Which series.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// The machine: a VM's domain, or a node.
+    pub machine: String,
+    /// What of it.
+    pub metric: Metric,
+}
+
+/// A stretch of time in seconds since 1970, and the distance of samples wanted in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    /// From here.
+    pub from: i64,
+    /// To here, included.
+    pub to: i64,
+    /// Seconds between samples.
+    pub step: u32,
+}
+
+/// The samples of every series, in order of time; rates are rates already.
+pub type Histories = BTreeMap<Key, Vec<Sample>>;
+
+/// Knows what happened.
+pub trait Source: Send + Sync {
+    /// Every series with samples in the span.
+    fn histories(&self, span: Span) -> impl Future<Output = Result<Histories>> + Send;
+}
