@@ -165,6 +165,9 @@ fn broken(path: &Path, what: &str) -> Error {
     )
 }
 
+/// Codes with the point or day at which each begins; unpacked, if they could be.
+type Rows = Vec<(u64, Result<Vec<u16>>)>;
+
 /// The blocks of a day: for each group of series its codes, one series after another.
 type Blocks = Vec<Vec<u16>>;
 
@@ -290,7 +293,7 @@ impl Inner {
 
     /// Today's frames.
     fn open_frames(&self) -> Result<Vec<(u64, Vec<u16>)>> {
-        let read = (|| -> Result<Vec<(u64, Result<Vec<u16>>)>, redb::Error> {
+        let read = (|| -> Result<Rows, redb::Error> {
             let frames = self.database.begin_read()?.open_table(FRAMES)?;
             let each = frames.iter()?.map(|entry| {
                 let (point, frame) = entry?;
@@ -307,7 +310,7 @@ impl Inner {
 
     /// The blocks of one group that may hold samples of the span, with the day of each.
     fn blocks(&self, group: u32, span: Span) -> Result<Vec<(u64, Vec<u16>)>> {
-        let read = (|| -> Result<Vec<(u64, Result<Vec<u16>>)>, redb::Error> {
+        let read = (|| -> Result<Rows, redb::Error> {
             let days = self.database.begin_read()?.open_table(DAYS)?;
             let (Some(first), Some(last)) = (days.first()?, days.last()?) else {
                 return Ok(Vec::new());

@@ -39,6 +39,7 @@ pub mod forecast;
 mod gate;
 pub mod quantile;
 pub mod record;
+pub mod requirement;
 mod scene;
 pub mod seeding;
 pub mod series;
