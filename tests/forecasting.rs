@@ -132,6 +132,7 @@ fn a_level_shift_costs_at_most_half_more_than_smoothing_pays() {
 fn plan(stride: usize) -> Plan {
     Plan {
         horizon: 48,
+        fitted: false,
         history: 1.0 / 3.0,
         stride,
     }

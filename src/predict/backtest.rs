@@ -20,6 +20,8 @@ pub struct Plan {
     pub horizon: usize,
     /// Share of the series that is history before the first origin.
     pub history: f64,
+    /// Whether ARIMA, ETS and MSTL are asked too.
+    pub fitted: bool,
     /// Samples between origins. A number prime to the day visits every time of day.
     pub stride: usize,
 }
@@ -69,7 +71,11 @@ pub struct Sight {
 pub fn run(series: &Series, plan: Plan) -> Option<(Scores, Sight)> {
     let (values, day, horizon) = (&series.values[..], series.day(), plan.horizon);
     let first = ((values.len() as f64 * plan.history) as usize).max(1);
-    let mut memory = Memory::new(horizon);
+    let mut memory = if plan.fitted {
+        Memory::fitted(horizon)
+    } else {
+        Memory::new(horizon)
+    };
     memory.replay(
         &Scene::new(values, first, day),
         first,

@@ -1,5 +1,5 @@
-//! The cheap experts. Each names past windows; none has parameters to train, so a forecast for a new
-//! series is as ready as for an old one.
+//! The experts. The cheap ones name past windows; none of them has parameters to train, so a forecast
+//! for a new series is as ready as for an old one. The last three are fitted, when a series is worth it.
 //!
 //! | expert | what it believes |
 //! |---|---|
@@ -9,13 +9,16 @@
 //! | clock | this time of day on earlier days, exactly or give or take a step |
 //! | analogue | what followed the hours most like the last one, as it was or moved to today's level |
 //! | cycle | the same phase of an hourly or six-hourly job |
+//! | arima, ets, mstl | what a model says that was fitted to the last days |
 
 use super::analogue::{self, Likeness};
-use super::scene::{self, Outlook, Scene};
+use super::arima;
+use super::fitted;
+use super::scene::{self, Drawn, Outlook, Scene};
 use super::smoothing;
 
 /// Number of experts in the standing pool.
-pub const EXPERTS: usize = 10;
+pub const EXPERTS: usize = 13;
 
 /// The place of the smoothing expert.
 pub const SMOOTHING: usize = 0;
@@ -32,13 +35,16 @@ pub const NAMES: [&str; EXPERTS] = [
     "analogue-clock",
     "hourly",
     "six-hourly",
+    "arima",
+    "ets",
+    "mstl",
 ];
 
 /// The shortest stretch worth comparing, for series with long steps.
 const LEAST_WIDTH: usize = 4;
 
-/// What each expert expects after the first `now` samples.
-pub fn outlooks(scene: &Scene<'_>, now: usize, horizon: usize) -> [Outlook; EXPERTS] {
+/// What each expert expects after the first `now` samples; the fitted ones only if asked to.
+pub fn outlooks(scene: &Scene<'_>, now: usize, horizon: usize, fitted: bool) -> [Outlook; EXPERTS] {
     let hour = (scene.day / 24).max(1);
     let width = hour.max(LEAST_WIDTH);
     let like = Likeness {
@@ -52,6 +58,13 @@ pub fn outlooks(scene: &Scene<'_>, now: usize, horizon: usize) -> [Outlook; EXPE
         clock: 0.3,
     };
     let plain = analogue::nearest(scene, now, horizon, like);
+    let fit = |model: fn(&Scene<'_>, usize, usize) -> Outlook| {
+        if fitted {
+            model(scene, now, horizon)
+        } else {
+            Outlook::Drawn(Drawn::default())
+        }
+    };
     let moved = at_level_of_now(scene, now, width.div_ceil(4), &plain);
     [
         smoothing::outlook(scene, now, horizon),
@@ -73,6 +86,9 @@ pub fn outlooks(scene: &Scene<'_>, now: usize, horizon: usize) -> [Outlook; EXPE
             period: 6 * hour,
             turns: 60,
         },
+        fit(arima::outlook),
+        fit(fitted::ets),
+        fit(fitted::mstl),
     ]
 }
 

@@ -14,12 +14,21 @@ pub fn forecast(series: &Series, horizon: usize) -> Forecast {
     at(&series.values, series.day(), horizon)
 }
 
+/// The same with the fitted experts.
+#[must_use]
+pub fn forecast_fitted(series: &Series, horizon: usize) -> Forecast {
+    from_nothing(Memory::fitted(horizon), &series.values, series.day())
+}
+
 /// Forecasts what follows `values`, with `day` samples in a day.
 #[must_use]
 pub fn at(values: &[f64], day: usize, horizon: usize) -> Forecast {
+    from_nothing(Memory::new(horizon), values, day)
+}
+
+fn from_nothing(mut memory: Memory, values: &[f64], day: usize) -> Forecast {
     let now = values.len();
     let scene = Scene::new(values, now, day);
-    let mut memory = Memory::new(horizon);
     memory.replay(&scene, now, REPLAY_DAYS * day, 0);
     memory.forecast(&scene, now)
 }

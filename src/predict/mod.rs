@@ -26,6 +26,7 @@
 //! against what happened after earlier answers. What was measured stands in `docs/forecasting.md`.
 
 mod analogue;
+mod arima;
 pub mod backtest;
 mod conformal;
 pub mod convergence;
@@ -35,6 +36,7 @@ pub mod engine;
 mod expert;
 pub mod extent;
 pub mod fan;
+mod fitted;
 pub mod forecast;
 mod gate;
 pub mod quantile;
@@ -46,6 +48,6 @@ pub mod series;
 mod smoothing;
 
 pub use engine::{Forecast, Memory};
-pub use forecast::forecast;
+pub use forecast::{forecast, forecast_fitted};
 pub use scene::Scene;
 pub use series::{Sample, Series, SeriesError};

@@ -1,7 +1,7 @@
 //! A [`Memory`] as bytes: what the controller stores of a series between its cycles.
 //!
 //! ```text
-//! version, experts, replayed, horizon, issued_at, settled_to
+//! version, experts, flags, horizon, issued_at, settled_to
 //! 3 gates of the steps, 1 of the window        losses under two half-lives
 //! 3 calibrations of the steps, 1 of the window bins, nudges, outcomes seen
 //! forecasts not yet judged                     when, shares, the windows each expert named
@@ -19,10 +19,10 @@ use super::engine::{Issued, Memory, RANGES};
 use super::expert::EXPERTS;
 use super::gate::Gate;
 use super::quantile::K;
-use super::scene::Outlook;
+use super::scene::{Drawn, Outlook};
 
 /// Changes when the meaning of a record does.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Longest horizon in a record; no forecast asks for more.
 const LONGEST_HORIZON: u64 = 1 << 16;
 
@@ -30,6 +30,7 @@ const RECENT: u8 = 0;
 const WINDOWS: u8 = 1;
 const SHIFTED_WINDOWS: u8 = 2;
 const PHASE: u8 = 3;
+const DRAWN: u8 = 4;
 
 /// Why a record is not a memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +65,11 @@ impl Memory {
     /// What is stored.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = vec![VERSION, EXPERTS as u8, u8::from(self.replayed)];
+        let mut out = vec![
+            VERSION,
+            EXPERTS as u8,
+            u8::from(self.replayed) | u8::from(self.fitted) << 1,
+        ];
         number(&mut out, self.horizon as u64);
         out.extend(self.issued_at.to_le_bytes());
         out.extend(self.settled_to.to_le_bytes());
@@ -101,8 +106,8 @@ impl Memory {
         if (version, usize::from(experts)) != (VERSION, EXPERTS) {
             return Err(Unreadable::Version { version, experts });
         }
-        let [replayed] = from.take()?;
-        sound(replayed < 2)?;
+        let [flags] = from.take()?;
+        sound(flags < 4)?;
         let horizon = from.number(LONGEST_HORIZON)? as usize;
         let issued_at = i64::from_le_bytes(from.take()?);
         let settled_to = i64::from_le_bytes(from.take()?);
@@ -136,7 +141,8 @@ impl Memory {
             issued,
             issued_at,
             settled_to,
-            replayed: replayed == 1,
+            replayed: flags & 1 == 1,
+            fitted: flags & 2 == 2,
         })
     }
 }
@@ -169,6 +175,16 @@ fn outlook(out: &mut Vec<u8>, outlook: &Outlook) {
             number(out, backs.len() as u64);
             backs.iter().for_each(|back| number(out, u64::from(*back)));
             shifts.iter().for_each(|v| out.extend(v.to_le_bytes()));
+        }
+        Outlook::Drawn(drawn) => {
+            out.push(DRAWN);
+            out.extend(drawn.scale.to_le_bytes());
+            number(out, drawn.path.len() as u64);
+            number(out, drawn.errors.len() as u64);
+            let figures = (drawn.bounds.iter().chain(&drawn.path))
+                .chain(&drawn.spread)
+                .chain(&drawn.errors);
+            figures.for_each(|v| out.extend(v.to_le_bytes()));
         }
         Outlook::Phase { period, turns } => {
             out.push(PHASE);
@@ -204,6 +220,10 @@ impl Reader<'_> {
         let value = f32::from_le_bytes(self.take()?);
         sound(value.is_finite())?;
         Ok(value)
+    }
+
+    fn figures(&mut self, count: u64) -> Result<Vec<f32>, Unreadable> {
+        (0..count).map(|_| self.figure()).collect()
     }
 
     fn calibration(&mut self, pace: Pace) -> Result<Calibration, Unreadable> {
@@ -266,6 +286,21 @@ impl Reader<'_> {
                 period: self.number(most)?.max(1) as usize,
                 turns: self.number(most)? as usize,
             },
+            DRAWN => {
+                let scale = f64::from_le_bytes(self.take()?);
+                sound(scale.is_finite())?;
+                let steps = self.number(self.0.len() as u64)?;
+                let errors = self.number(self.0.len() as u64)?;
+                let bounds = [self.figure()?, self.figure()?];
+                sound(bounds[0] <= bounds[1])?;
+                Outlook::Drawn(Drawn {
+                    scale,
+                    bounds,
+                    path: self.figures(steps)?,
+                    spread: self.figures(steps)?,
+                    errors: self.figures(errors)?,
+                })
+            }
             _ => return Err(Unreadable::Damaged),
         })
     }
@@ -308,6 +343,9 @@ mod tests {
         let restored = Memory::from_bytes(&bytes).unwrap();
         assert_eq!(restored, live);
         let scene = Scene::of(&series);
+        let mut fitted = Memory::fitted(48);
+        fitted.replay(&scene, 3000, 200, 0);
+        assert_eq!(Memory::from_bytes(&fitted.to_bytes()), Ok(fitted));
         let (one, other) = (live.forecast(&scene, 3000), restored.forecast(&scene, 3000));
         assert_eq!(format!("{one:?}"), format!("{other:?}"));
     }
@@ -366,7 +404,7 @@ mod tests {
         let mut bytes = Memory::new(48).to_bytes();
         bytes[0] += 1;
         let error = Memory::from_bytes(&bytes).unwrap_err();
-        assert!(error.to_string().contains("version 2"), "{error}");
+        assert!(error.to_string().contains("version 3"), "{error}");
     }
 
     proptest! {

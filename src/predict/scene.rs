@@ -20,6 +20,8 @@ pub struct Scene<'a> {
     pub values: &'a [f64],
     /// The same on the bent scale.
     pub shape: Vec<f32>,
+    /// What a value is multiplied by before it is bent.
+    pub scale: f64,
     /// Samples in a day.
     pub day: usize,
     /// No forecast goes below this: zero when the series never does.
@@ -43,6 +45,7 @@ impl<'a> Scene<'a> {
         Self {
             values,
             shape,
+            scale,
             day,
             floor,
             origin: 0,
@@ -96,6 +99,23 @@ pub enum Outlook {
         /// Turns looked back.
         turns: usize,
     },
+    /// What a fitted model draws.
+    Drawn(Drawn),
+}
+
+/// A path on the bent scale and errors around it that grow with the step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Drawn {
+    /// The scale on which it was drawn.
+    pub scale: f64,
+    /// The least and the most that was ever seen there.
+    pub bounds: [f32; 2],
+    /// The middle of each step; empty when the model has no opinion.
+    pub path: Vec<f32>,
+    /// How much larger an error is at each step than at the first.
+    pub spread: Vec<f32>,
+    /// Errors of one step, ascending and equally likely.
+    pub errors: Vec<f32>,
 }
 
 impl Outlook {
@@ -112,6 +132,7 @@ impl Outlook {
                     out.push((scene.values[start + step] + shift).max(scene.floor));
                 }
             }
+            Self::Drawn(_) => {}
             Self::Phase { period, turns } => {
                 let back = (step / period + 1) * period;
                 let mut next = (now + step).checked_sub(back);
@@ -122,7 +143,17 @@ impl Outlook {
                 }
             }
         }
-        if out.is_empty() {
+        if let Self::Drawn(drawn) = self
+            && let Some(path) = drawn.path.get(step)
+        {
+            let [lowest, highest] = drawn.bounds;
+            out.extend(drawn.errors.iter().map(|error| {
+                let bent = path + error * drawn.spread[step];
+                f64::from(bent.clamp(lowest, highest)).sinh() / drawn.scale
+            }));
+        }
+        // A model that was not asked or could not be fitted says nothing.
+        if out.is_empty() && !matches!(self, Self::Drawn(_)) {
             out.push(scene.values[now - 1]);
         }
     }
@@ -151,7 +182,7 @@ impl Outlook {
                 let whole = windows(now, horizon, backs, shifts);
                 out.extend(whole.map(|(start, shift)| (top(start) + shift).max(scene.floor)));
             }
-            Self::Phase { .. } => {}
+            Self::Phase { .. } | Self::Drawn(_) => {}
         }
     }
 
