@@ -9,8 +9,9 @@
 //! | stamps off the grid | each sample goes to the nearest point |
 //! | several samples at a point | their mean |
 //! | stamps that go back | sorted first |
-//! | NaN or infinite | as if missing |
+//! | NaN, infinite, or beyond [`LARGEST`] | as if missing |
 //! | a gap | the last value stays; after more than a week history begins anew |
+//! | more points than [`LONGEST`] | the newest are taken |
 //! | a counter that falls | it restarted at zero ([`rates`]) |
 
 use std::fmt;
@@ -20,6 +21,11 @@ pub type Sample = (i64, f64);
 
 /// A gap longer than this ends what came before it: its habits are not today's.
 const LONGEST_GAP_SECONDS: i64 = 7 * 86_400;
+/// Points on a grid: ten years of five minutes. A median step of a second between gaps of days would
+/// otherwise ask for gigabytes.
+pub const LONGEST: usize = 1 << 20;
+/// No measurement is larger, and the square of a larger one is not finite.
+pub const LARGEST: f64 = 1e150;
 /// Samples without which nothing can be said.
 pub const LEAST_SAMPLES: usize = 12;
 
@@ -39,7 +45,7 @@ pub struct Series {
 /// How many samples had to be repaired, and how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Notes {
-    /// Samples that were not finite.
+    /// Samples that were not finite, or beyond [`LARGEST`].
     pub not_finite: usize,
     /// Samples whose stamp was before their predecessor's.
     pub out_of_order: usize,
@@ -47,7 +53,7 @@ pub struct Notes {
     pub duplicates: usize,
     /// Points filled with the last value.
     pub filled: usize,
-    /// Samples dropped because a gap of more than a week followed.
+    /// Samples dropped because a gap of more than a week followed, or too many points.
     pub before_gap: usize,
 }
 
@@ -101,7 +107,7 @@ impl Series {
         let mut sorted: Vec<Sample> = samples
             .iter()
             .copied()
-            .filter(|sample| sample.1.is_finite())
+            .filter(|sample| sample.1.abs() <= LARGEST)
             .collect();
         if sorted.is_empty() {
             return Err(SeriesError::NothingFinite);
@@ -120,11 +126,16 @@ impl Series {
             .windows(2)
             .rposition(|pair| pair[1].0.saturating_sub(pair[0].0) > LONGEST_GAP_SECONDS);
         notes.before_gap = last_gap.map_or(0, |at| at + 1);
-        let recent = &sorted[notes.before_gap..];
+        let mut recent = &sorted[notes.before_gap..];
         let step = median_step(recent).ok_or(SeriesError::TooShort {
             have: 1,
             before_gap: notes.before_gap,
         })?;
+        let reach = step.saturating_mul(LONGEST as i64 - 1);
+        let oldest = recent[recent.len() - 1].0.saturating_sub(reach);
+        let too_old = recent.partition_point(|sample| sample.0 < oldest);
+        notes.before_gap += too_old;
+        recent = &recent[too_old..];
         let start = recent[0].0;
         let point = |stamp: i64| ((stamp - start + step / 2) / step) as usize;
         let length = point(recent[recent.len() - 1].0) + 1;
@@ -163,7 +174,7 @@ impl Series {
     #[must_use]
     pub fn origin(&self) -> i64 {
         let step = i64::from(self.step_seconds);
-        (self.start + step / 2).div_euclid(step)
+        self.start.saturating_add(step / 2).div_euclid(step)
     }
 
     /// Points in a day, at least one.
@@ -206,7 +217,69 @@ pub fn rates(counter: &[Sample]) -> Vec<Sample> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{cycle, forecast};
     use super::*;
+    use proptest::prelude::*;
+
+    fn stamp() -> impl Strategy<Value = i64> {
+        prop_oneof![
+            8 => (0i64..200).prop_map(|i| 1_700_000_000 + i * 300),
+            3 => 1_700_000_000i64..1_700_900_000,
+            1 => any::<i64>(),
+        ]
+    }
+
+    fn value() -> impl Strategy<Value = f64> {
+        prop_oneof![
+            4 => 0.0..1e6,
+            2 => Just(0.0),
+            1 => any::<f64>(),
+            1 => Just(f64::NAN),
+        ]
+    }
+
+    proptest! {
+        /// Clocks that go back, stamps from nowhere, NaN, the largest numbers there are: an error, or a
+        /// series that can be forecast.
+        #[test]
+        fn any_samples_are_refused_or_forecast(
+            samples in prop::collection::vec((stamp(), value()), 0..150),
+        ) {
+            if let Ok(series) = Series::from_samples(&samples) {
+                prop_assert!((LEAST_SAMPLES..=LONGEST).contains(&series.values.len()));
+                prop_assert!(series.values.iter().all(|v| v.is_finite()));
+                let short = series.values.len() < 20_000;
+                let ahead = short.then(|| forecast(&series, 12));
+                let quantiles = ahead.iter().flat_map(|f| f.steps.iter().chain([&f.window_max]));
+                for quantiles in quantiles {
+                    prop_assert!(quantiles.iter().all(|q| q.is_finite()) && quantiles.is_sorted());
+                }
+            }
+        }
+
+        /// A memory meets the next cycle's history whatever became of it: shorter, older, at another
+        /// pace.
+        #[test]
+        fn a_memory_survives_any_other_history(
+            one in prop::collection::vec((stamp(), value()), 60..150),
+            other in prop::collection::vec((stamp(), value()), 12..150),
+        ) {
+            let mut memory = None;
+            for samples in [&one, &other, &one] {
+                let Ok(history) = Series::from_samples(samples) else { continue };
+                if history.values.len() > 20_000 {
+                    continue;
+                }
+                let task = cycle::Task { key: (), history, memory: memory.take() };
+                let kept = std::sync::Mutex::new(None);
+                let limits = cycle::Limits { horizon: 5, threads: std::num::NonZeroUsize::MIN, replays: 1 };
+                cycle::cycle(std::iter::once(task), limits, |found| *kept.lock().unwrap() = Some(found));
+                let found = kept.into_inner().unwrap().unwrap();
+                prop_assert!(found.forecast.steps.iter().flatten().all(|q| q.is_finite()));
+                memory = Some(found.memory);
+            }
+        }
+    }
 
     fn steady(count: i64) -> Vec<Sample> {
         (0..count).map(|i| (1000 + i * 300, i as f64)).collect()
