@@ -5,10 +5,13 @@
 
 use std::f64::consts::TAU;
 use std::path::PathBuf;
+use std::process::Command;
 
+use forerun::planner::Distribution;
 use forerun::predict::backtest::{self, Plan, Scores};
+use forerun::predict::requirement::Requirement;
 use forerun::predict::seeding::{self, Trace, Write};
-use forerun::predict::{Forecast, Series, csv, forecast, quantile};
+use forerun::predict::{Forecast, Sample, Series, csv, forecast, quantile};
 use proptest::prelude::*;
 
 const STEP: i64 = 300;
@@ -170,6 +173,63 @@ fn real_cloud_metrics_beat_smoothing_and_none_is_much_worse() {
     }
     let cover80 = scores.iter().map(|(_, s)| s.cover80).sum::<f64>() / count;
     assert!((0.76..=0.86).contains(&cover80), "{cover80} {scores:?}");
+}
+
+/// Every third machine of a real fleet, from fewer origins than `forerun forecast --backtest` scores: the
+/// limits leave room for what so few say.
+#[test]
+fn real_disk_writes_are_foreseen_far_better_than_by_smoothing() {
+    let Some(path) = data("vm-fleet/bitbrains-2013-08-30vms.csv.gz") else {
+        return;
+    };
+    let unpacked = Command::new("gzip").arg("-dc").arg(path).output().unwrap();
+    let text = String::from_utf8(unpacked.stdout).unwrap();
+    let histories = csv::read(&text, Some("wr_kbs")).unwrap();
+    let machines: Vec<_> = histories.values().skip(1).step_by(3).collect();
+    assert!(machines.len() >= 10);
+    let scores: Vec<Scores> = std::thread::scope(|threads| {
+        let half = |samples: &[&Vec<Sample>]| -> Vec<Scores> {
+            let each = samples.iter().map(|samples| {
+                let series = Series::from_samples(samples).unwrap();
+                backtest::run(&series, plan(61)).unwrap().0
+            });
+            each.collect()
+        };
+        let (one, other) = machines.split_at(machines.len() / 2);
+        let other = threads.spawn(move || half(other));
+        [half(one), other.join().unwrap()].concat()
+    });
+    let mean = |of: fn(&Scores) -> f64| scores.iter().map(of).sum::<f64>() / scores.len() as f64;
+    let ratio = mean(|s| s.ratio().ln()).exp();
+    assert!(ratio <= 0.70, "{ratio} {scores:?}");
+    assert!((0.76..=0.88).contains(&mean(|s| s.cover80)), "{scores:?}");
+    assert!(mean(|s| s.cover95) >= 0.92, "{scores:?}");
+    assert!(
+        (0.84..=0.96).contains(&mean(|s| s.cover_max90)),
+        "{scores:?}"
+    );
+}
+
+/// What a workload needs goes into a plan as the planner takes every forecast: as quantiles.
+#[test]
+fn what_a_forecast_workload_needs_is_a_distribution_of_the_plan() {
+    let mut random = noise(11);
+    let rows: Vec<(Vec<f64>, f64)> = (0..500)
+        .map(|i| {
+            let written = 1e6 * (2.0 + (i as f64 / 40.0).sin());
+            (vec![written], 0.2 + written / 1e6 + 0.4 * random())
+        })
+        .collect();
+    let cores = Requirement::fit(&rows).unwrap();
+    let history = rows.iter().map(|row| row.0[0]).collect();
+    let ahead = forecast(&series(history), 48);
+    let needed = cores.needed(&[ahead.window_max]);
+    let need = Distribution::new(quantile::LEVELS.into_iter().zip(needed)).unwrap();
+    assert!((3.2..3.8).contains(&need.quantile(0.9)), "{need:?}");
+    assert!(
+        need.exceed(4.5) < 0.05 && need.exceed(2.0) > 0.5,
+        "{need:?}"
+    );
 }
 
 #[test]
