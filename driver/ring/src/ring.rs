@@ -122,10 +122,15 @@ impl Ring {
         })
     }
 
-    /// Monotonic time as of the beginning of this turn.
+    /// Monotonic time as of the beginning of this turn, or of the last [`Ring::look_at_clock`].
     #[must_use]
     pub fn now(&self) -> Nanos {
         self.now
+    }
+
+    /// Something in this turn took time that [`Ring::now`] should know of.
+    pub fn look_at_clock(&mut self) {
+        self.now = self.read_clock();
     }
 
     /// Operations in flight.
@@ -282,13 +287,36 @@ impl Ring {
 
     /// Send everything gathered. Completes when all is sent, or with an error.
     pub fn send(&mut self, socket: FileId, gather: Gather, token: Token) {
-        let send = Send {
-            file: socket,
-            sent: 0,
-        };
+        self.send_from(socket, gather, 0, token);
+    }
+
+    fn send_from(&mut self, socket: FileId, gather: Gather, sent: usize, token: Token) {
+        let send = Send { file: socket, sent };
         let mut data = Data::Gather(gather);
         let entry = self.send_entry(&mut data, &send);
         self.start(entry, token, data, Some(send));
+    }
+
+    /// Send at once what the socket takes without waiting. `Some`: that was all, and here is the
+    /// gather again. `None`: the rest follows as with [`Ring::send`], which also reports what error
+    /// the socket may have.
+    ///
+    /// A reply nearly always fits. Sent through the ring it would complete inside the next enter,
+    /// which then returns for it instead of waiting for the client's next request.
+    #[must_use]
+    pub fn send_now(&mut self, socket: FileId, mut gather: Gather, token: Token) -> Option<Gather> {
+        let fd = self.fd(socket).map_or(-1, AsRawFd::as_raw_fd);
+        let message = gather.message(0);
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        // SAFETY: the message and what its parts point to belong to the gather, which outlives the
+        // call and is not touched during it; the kernel only reads them.
+        let sent = unsafe { libc::sendmsg(fd, message, flags) };
+        let sent = usize::try_from(sent).unwrap_or(0);
+        if sent == gather.bytes() {
+            return Some(gather);
+        }
+        self.send_from(socket, gather, sent, token);
+        None
     }
 
     /// Cancel what is in flight on a file. Every operation still completes, most with ECANCELED.

@@ -10,6 +10,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 enum Ask {
+    /// Send so many bytes at once, if the socket takes them.
+    SendNow(UnixStream, usize),
     Echo(UnixStream),
     ReadFile(std::fs::File),
     Stop,
@@ -26,6 +28,7 @@ struct Echo {
 const RECV: u64 = 1;
 const SEND: u64 = 2;
 const READ: u64 = 3;
+const SEND_NOW: u64 = 4;
 const REPEAT: usize = 100;
 
 impl Handler for Echo {
@@ -58,6 +61,17 @@ impl Handler for Echo {
 
     fn message(&mut self, ring: &mut Ring, message: Ask) {
         match message {
+            Ask::SendNow(s, bytes) => {
+                let socket = ring.add_file(OwnedFd::from(s));
+                let mut gather = Gather::new();
+                gather.push_head(b"h");
+                gather.push_payload(AlignedBuf::zeroed(bytes - 1), 0..bytes - 1);
+                match ring.send_now(socket, gather, SEND_NOW) {
+                    Some(gather) => self.report.send(format!("{} at once", gather.bytes())),
+                    None => self.report.send("not at once".into()),
+                }
+                .unwrap();
+            }
             Ask::Echo(s) => {
                 let socket = ring.add_file(OwnedFd::from(s));
                 self.socket = Some(socket);
@@ -136,6 +150,43 @@ fn a_send_larger_than_the_socket_buffer_arrives_whole() {
             break;
         }
     }
+    shard.mailbox().send(Ask::Stop).map_err(|_| ()).unwrap();
+    shard.join().unwrap();
+}
+
+#[test]
+fn what_a_socket_takes_is_sent_at_once_and_the_rest_later() {
+    let (shard, reports) = spawn();
+    let say = || loop {
+        let said = reports.recv_timeout(PATIENCE).unwrap();
+        if said != "deadline" {
+            return said;
+        }
+    };
+    let ask = |socket, bytes| {
+        let ask = Ask::SendNow(socket, bytes);
+        shard.mailbox().send(ask).map_err(|_| ()).unwrap();
+    };
+    let (mut mine, theirs) = UnixStream::pair().unwrap();
+    ask(theirs, 1000);
+    assert_eq!(say(), "1000 at once");
+    mine.read_exact(&mut [0; 1000]).unwrap();
+
+    // Larger than any socket buffer.
+    const LARGE: usize = 16 << 20;
+    let (mut mine, theirs) = UnixStream::pair().unwrap();
+    ask(theirs, LARGE);
+    assert_eq!(say(), "not at once");
+    let mut got = vec![1; LARGE];
+    mine.read_exact(&mut got).unwrap();
+    assert_eq!((got[0], got[1], got[LARGE - 1]), (b'h', 0, 0));
+    assert_eq!(say(), format!("4: Ok({LARGE})"));
+
+    let (mine, theirs) = UnixStream::pair().unwrap();
+    drop(mine);
+    ask(theirs, 1000);
+    assert_eq!(say(), "not at once");
+    assert_eq!(say(), format!("4: Err({})", libc::EPIPE));
     shard.mailbox().send(Ask::Stop).map_err(|_| ()).unwrap();
     shard.join().unwrap();
 }

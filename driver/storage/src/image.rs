@@ -17,6 +17,7 @@ use crate::io::{Io, Stage, Work};
 use crate::open::ImageFile;
 use crate::zero::Sparse;
 use block::{AlignedBuf, Span};
+use nix::errno::Errno;
 use ring::{Data, Done, FileId, Ring, Token};
 use std::os::fd::AsRawFd;
 use std::time::Instant;
@@ -40,6 +41,8 @@ pub struct Image {
     pub(crate) device: bool,
     pub(crate) sparse: Sparse,
     inline: Inline,
+    /// The file system can read from the page cache alone.
+    reads_cached: bool,
 }
 
 impl Image {
@@ -53,6 +56,7 @@ impl Image {
             device: file.device,
             sparse: Sparse::new(file.punches),
             inline: Inline::default(),
+            reads_cached: true,
         }
     }
 
@@ -221,7 +225,8 @@ impl Image {
         let spills = io.wide.end() > self.size;
         let range = io.moved..buf.len();
         match (io.work == Work::Read, self.buffered) {
-            (true, _) => ring.read(self.main, offset, buf, range, token),
+            (true, Some(_)) => ring.read(self.main, offset, buf, range, token),
+            (true, None) => return self.cached_read(ring, io, token, buf),
             (false, Some(buffered)) if spills => {
                 let range = io.moved..(self.size - io.wide.offset) as usize;
                 ring.write(buffered, offset, buf, range, token);
@@ -230,6 +235,40 @@ impl Image {
             (false, None) => return self.buffered_write(ring, io, token, buf),
         }
         Progress::More
+    }
+
+    /// A read from the page cache: what is there is copied at once, and only what is missing is the
+    /// ring's.
+    fn cached_read(
+        &mut self,
+        ring: &mut Ring,
+        io: &mut Io,
+        token: Token,
+        mut buf: AlignedBuf,
+    ) -> Progress {
+        let offset = |io: &Io| io.wide.offset + io.moved as u64;
+        if self.reads_cached
+            && let Some(fd) = ring.fd(self.main)
+        {
+            match read_cached(fd, offset(io), &mut buf[io.moved..]) {
+                Ok(n) => io.moved += n,
+                Err(Errno::EOPNOTSUPP) => self.reads_cached = false,
+                // Not there; or an error, which the ring will meet again and report.
+                Err(_) => {}
+            }
+        }
+        if io.moved >= self.needed(io) {
+            io.buf = Some(buf);
+            return self.piece_done(ring, io, token);
+        }
+        let range = io.moved..buf.len();
+        ring.read(self.main, offset(io), buf, range, token);
+        Progress::More
+    }
+
+    /// Bytes of the buffer that must be transferred.
+    fn needed(&self, io: &Io) -> usize {
+        (io.span.end().max(io.wide.end().min(self.size)) - io.wide.offset) as usize
     }
 
     /// A write into the page cache: by ourselves where that does not sleep, else by a worker.
@@ -286,8 +325,7 @@ impl Image {
             Err(libc::EINTR | libc::EAGAIN) => return self.body(ring, io, token),
             Err(e) => return Progress::Ended(Err(e)),
         }
-        let needed = (io.span.end().max(io.wide.end().min(self.size)) - io.wide.offset) as usize;
-        if io.moved >= needed {
+        if io.moved >= self.needed(io) {
             return self.piece_done(ring, io, token);
         }
         // O_DIRECT goes on only from a whole unit; what came short inside one is done again.
@@ -315,6 +353,25 @@ impl Image {
     }
 }
 
+/// Read what the page cache has, without waiting for the disk.
+fn read_cached(fd: &impl AsRawFd, offset: u64, bytes: &mut [u8]) -> nix::Result<usize> {
+    let part = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: the descriptor is open, and the one part is the slice, which is ours to write to.
+    let n = unsafe {
+        libc::preadv2(
+            fd.as_raw_fd(),
+            &raw const part,
+            1,
+            offset as libc::off_t,
+            libc::RWF_NOWAIT,
+        )
+    };
+    Errno::result(n).map(|n| n as usize)
+}
+
 fn pwrite(fd: &impl AsRawFd, offset: u64, bytes: &[u8]) -> nix::Result<usize> {
     // SAFETY: the descriptor is open, and the kernel only reads from the slice.
     let n = unsafe {
@@ -325,5 +382,5 @@ fn pwrite(fd: &impl AsRawFd, offset: u64, bytes: &[u8]) -> nix::Result<usize> {
             offset as libc::off_t,
         )
     };
-    nix::errno::Errno::result(n).map(|n| n as usize)
+    Errno::result(n).map(|n| n as usize)
 }

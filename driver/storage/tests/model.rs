@@ -267,3 +267,37 @@ fn a_file_that_shrank_gives_an_error_and_not_zeroes() {
         rig.stop();
     }
 }
+
+/// A cached read is copied by the shard, as far as the page cache has it. Where the cache ends inside
+/// the request, the rest must come from the disk and land behind what was copied.
+#[test]
+fn a_read_that_is_cached_in_part_is_whole() {
+    const PIECE: u64 = 64 << 10;
+    let rig = Rig::new(4 * PIECE, CacheMode::Writeback);
+    let bytes: Vec<u8> = (0..4 * PIECE).map(|i| (i / 509) as u8).collect();
+    let whole = Span::new(0, 4 * PIECE);
+    assert_eq!(
+        rig.ask(Ask::Do(Work::Write, whole, bytes.clone())).0,
+        Ok(())
+    );
+    assert_eq!(rig.ask(Ask::Sync).0, Ok(()));
+    let file = std::fs::File::open(&rig.path).unwrap();
+    for (from, len) in [
+        (0, 4 * PIECE),
+        (2 * PIECE, 2 * PIECE),
+        (0, PIECE),
+        (PIECE, PIECE),
+    ] {
+        nix::fcntl::posix_fadvise(
+            &file,
+            from as i64,
+            len as i64,
+            nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+        )
+        .unwrap();
+        let (outcome, read) = rig.ask(Ask::Do(Work::Read, whole, vec![]));
+        assert_eq!(outcome, Ok(()));
+        assert!(read == bytes, "without {len} bytes at {from} in the cache");
+    }
+    rig.stop();
+}

@@ -70,7 +70,8 @@ pub(super) struct Connection {
     pub(super) held_bytes: usize,
     /// Requests in slots, and questions to the extents thread.
     pub(super) open_requests: u32,
-    /// Replies being gathered, and those on their way.
+    /// Replies being gathered, and those on their way. Of those that are gone the charges stay here
+    /// until the turn ends.
     pub(super) out: Gather,
     pub(super) spare: Option<Gather>,
     pub(super) out_charges: Vec<Charge>,
@@ -118,6 +119,14 @@ impl Connection {
             sending_since: Nanos::ZERO,
             is_ready: false,
             _permit: permit,
+        }
+    }
+
+    /// The replies that are gone have left their places in the window.
+    pub(super) fn open_window(&mut self) {
+        debug_assert!(!self.sending, "replies are still on their way");
+        for charge in self.sent_charges.drain(..) {
+            self.session.release(charge);
         }
     }
 

@@ -13,15 +13,18 @@
 //! Everything of one volume lives on its home shard: its connections, its requests, its image.
 
 mod actions;
+mod closing;
 mod connection;
 mod dialler;
 mod extents;
 mod fence;
 mod forward;
 mod handle;
+mod intake;
 mod latency;
 mod message;
 mod mirror;
+mod outlet;
 mod request;
 mod shard;
 mod status;

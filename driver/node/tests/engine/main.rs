@@ -12,7 +12,7 @@ use nbd::codec::{Command, CommandFlags, Cookie, RequestHeader};
 use node::engine::Engine;
 use replica::MirrorOp;
 use setup::*;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -88,6 +88,49 @@ fn clients_that_vanish_in_a_storm_disturb_nobody() {
                 s.spawn(move || vanish(socket, 77 + i));
             }
         });
+        task.abort();
+        runtime.block_on(volume.remove()).unwrap();
+        engine.stop().unwrap();
+    }
+}
+
+/// A client may ask for more than its window holds before it takes a reply: what waits in the receive
+/// buffer goes on when replies have left, though nothing else happens that would wake the shard. Where
+/// everything is cached, no request ever leaves the shard's own hands.
+#[test]
+fn a_client_deeper_than_its_window_gets_every_reply() {
+    const READS: u64 = 1000;
+    const BYTES: u32 = 4096;
+    for cache in [CacheMode::Direct, CacheMode::Writeback] {
+        let dir = directory();
+        let runtime = runtime();
+        let engine = Engine::start(1, false).unwrap();
+        let image = open(&dir.path().join("image"), cache, true);
+        let volume = runtime.block_on(ephemeral(&engine, image));
+        let (task, uri) = runtime.block_on(async { listen(&dir.path().join("s"), volume.clone()) });
+        let (_, socket) = nbd::client::dial(&uri, &[], PATIENCE).unwrap();
+        let mut stream = UnixStream::from(socket);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let header = |cookie, command, len| RequestHeader {
+            flags: CommandFlags::NONE,
+            command,
+            cookie: Cookie(cookie),
+            offset: 0,
+            len,
+        };
+        let mut requests: Vec<u8> = (0..READS)
+            .flat_map(|cookie| header(cookie, Command::Read, BYTES).encode())
+            .collect();
+        requests.extend(header(READS, Command::Disconnect, 0).encode());
+        stream.write_all(&requests).unwrap();
+        let mut replies = Vec::new();
+        stream.read_to_end(&mut replies).unwrap();
+        let each = replies.len() as u64 / READS;
+        assert_eq!(replies.len() as u64 % READS, 0, "a reply is missing or cut");
+        assert!(
+            each > u64::from(BYTES) && each < u64::from(BYTES) + 64,
+            "{each} bytes a reply"
+        );
         task.abort();
         runtime.block_on(volume.remove()).unwrap();
         engine.stop().unwrap();
