@@ -26,7 +26,9 @@ pub fn encode(value: f64) -> u16 {
     if !value.is_finite() {
         return MISSING;
     }
-    let bits = (value.min(1e30) as f32).max(0.0).to_bits();
+    // Not `max`: it may answer with the zero that has a sign.
+    let size = if value > 0.0 { value.min(1e30) } else { 0.0 };
+    let bits = (size as f32).to_bits();
     let rounded = (bits + (1 << (ROUNDED - 1))) >> ROUNDED;
     match rounded.checked_sub(LEAST_EXPONENT << MANTISSA_BITS) {
         Some(code) => (code + FIRST).min(u32::from(u16::MAX)) as u16,
