@@ -23,6 +23,7 @@ mod serve;
 mod simulate;
 mod simulate_cycle;
 mod simulate_fleet;
+mod simulate_history;
 mod size;
 mod volume;
 

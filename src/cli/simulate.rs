@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::out::{bytes, figure, text};
-use super::{Failure, Out, simulate_cycle, simulate_fleet};
+use super::{Failure, Out, simulate_cycle, simulate_fleet, simulate_history};
 use crate::predict::seeding::{self, Outcome, Trace, Write};
 
 /// The unit in which the order of seeding is decided.
@@ -31,6 +31,8 @@ enum What {
     Fleet(simulate_fleet::Args),
     /// How long forecasts for a whole fleet take
     Cycle(simulate_cycle::Args),
+    /// What the history of a whole fleet takes on disk
+    History(simulate_history::Args),
 }
 
 #[derive(clap::Args, Debug)]
@@ -64,6 +66,7 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
         What::Seeding(args) => args,
         What::Fleet(args) => return simulate_fleet::run(args, out),
         What::Cycle(args) => return simulate_cycle::run(args, out),
+        What::History(args) => return simulate_history::run(args, out),
     };
     if !(args.copy_fraction > 0.0 && args.copy_fraction <= 0.5) {
         return Err(Failure::usage(format!(

@@ -17,15 +17,15 @@ use crate::predict::cycle::{self, Limits, Task};
 use crate::predict::{Memory, Series, csv, quantile};
 
 /// Metrics of a VM: CPU, memory, disk read and write, network in and out.
-const METRICS: usize = 6;
+pub(super) const METRICS: usize = 6;
 /// Their columns in a fleet's CSV file.
 const COLUMNS: [&str; METRICS] = ["cpu_mhz", "mem_kb", "rd_kbs", "wr_kbs", "rx_kbs", "tx_kbs"];
 /// Real series read: enough that they differ, few enough that learning them takes no minute.
 const MODELS: usize = 20;
 /// Five-minute samples in a history.
-const DAYS: usize = 30;
-const STEP_SECONDS: i64 = 300;
-const DAY: usize = 288;
+pub(super) const DAYS: usize = 30;
+pub(super) const STEP_SECONDS: i64 = 300;
+pub(super) const DAY: usize = 288;
 /// Samples that pass between the stored memory and the cycle.
 const PASSED: usize = 1;
 
@@ -74,10 +74,7 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
     let threads = args
         .threads
         .unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN));
-    let raw = match &args.data {
-        Some(folder) => load(folder)?,
-        None => (0..MODELS * METRICS).map(invented).collect(),
-    };
+    let raw = models(args.data.as_deref())?;
     out.note(format!("learning {} series", raw.len()));
     let models = learn(raw, args.horizon, threads);
     let limits = Limits {
@@ -120,6 +117,14 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
         ));
     }
     Ok(())
+}
+
+/// What a fleet is made from: thirty days of some real series, or of made-up ones.
+pub(super) fn models(data: Option<&Path>) -> Result<Vec<Vec<f64>>, Failure> {
+    match data {
+        Some(folder) => load(folder),
+        None => Ok((0..MODELS * METRICS).map(invented).collect()),
+    }
 }
 
 /// A series of thirty days ending now, and the memory that was stored a cycle ago.
