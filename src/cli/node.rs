@@ -2,6 +2,7 @@
 
 use super::controller::stop_signal;
 use super::{Failure, Out};
+use node::VolumeName;
 use node::config::Config;
 use node::daemon::run as run_node;
 use std::path::PathBuf;
@@ -12,11 +13,20 @@ pub struct Args {
     /// TOML file with at least `name` and `data`
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// Go on with the image of this volume though it was exchanged or changed by another program:
+    /// replicas are then compared with all of it; may be repeated
+    #[arg(long, value_name = "VOLUME", value_parser = parse_volume)]
+    adopt_image: Vec<VolumeName>,
+}
+
+fn parse_volume(s: &str) -> Result<VolumeName, String> {
+    s.parse().map_err(|e: node::Error| e.to_string())
 }
 
 /// `forerun node --config FILE`.
 pub async fn run(args: Args, out: &Out) -> Result<(), Failure> {
-    let config = Config::read(&args.config)?;
+    let mut config = Config::read(&args.config)?;
+    config.adopt_images = args.adopt_image;
     let (name, data) = (config.name.to_string(), config.data.clone());
     let stop = stop_signal()?;
     run_node(config, stop, |at| {

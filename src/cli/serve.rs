@@ -39,6 +39,10 @@ pub struct Args {
     /// name yet; may be repeated
     #[arg(long, value_name = "NAME", requires = "state", value_parser = parse_checkpoint)]
     checkpoint: Vec<CheckpointName>,
+    /// Go on with an image that was exchanged or changed by another program since: every checkpoint
+    /// then counts all of it as changed
+    #[arg(long, requires = "state")]
+    adopt_image: bool,
     /// Most connections at a time; more wait to be accepted
     #[arg(long, value_name = "N", default_value_t = 64)]
     connections: usize,
@@ -73,6 +77,7 @@ pub fn run(args: Args, out: &Out) -> Result<(), Failure> {
             file,
             id: identity::draw()?,
             checkpoints: args.checkpoint,
+            adopt_image: args.adopt_image,
         }),
         None => None,
     };

@@ -29,7 +29,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
@@ -106,6 +106,19 @@ impl Daemon {
     fn said(&self, field: &str) -> SocketAddr {
         self.ready[field].as_str().unwrap().parse().unwrap()
     }
+
+    fn terminate(mut self) -> ExitStatus {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("it does not end on SIGTERM");
+    }
 }
 
 impl Drop for Daemon {
@@ -181,7 +194,7 @@ impl Fleet {
         let controller_at = controller.said("listening");
         let [a, b] = [0, 1].map(|i| {
             write_config(dir.path(), i, &ips, controller_at, [0; 3]);
-            node(dir.path(), i)
+            node(dir.path(), i, &[])
         });
         for (i, n) in [&a, &b].into_iter().enumerate() {
             let ports = ["listening", "replication", "nbd"].map(|f| n.said(f).port());
@@ -214,13 +227,29 @@ impl Fleet {
         }
     }
 
+    /// SIGTERM, and the process must end well.
+    pub fn terminate(&mut self, who: Who) {
+        let daemon = match who {
+            Who::Controller => &mut self.controller,
+            Who::Source => &mut self.nodes[0],
+            Who::Target => &mut self.nodes[1],
+        };
+        let status = daemon.take().unwrap().terminate();
+        assert!(status.success(), "{who:?} ended with {status}");
+    }
+
     /// On the same files and addresses as before.
     pub fn restart(&mut self, who: Who) {
+        self.restart_with(who, &[]);
+    }
+
+    /// The same, with further arguments.
+    pub fn restart_with(&mut self, who: Who, more: &[&str]) {
         let dir = self.dir.path();
         match who {
             Who::Controller => self.controller = Some(controller(dir, self.controller_at)),
-            Who::Source => self.nodes[0] = Some(node(dir, 0)),
-            Who::Target => self.nodes[1] = Some(node(dir, 1)),
+            Who::Source => self.nodes[0] = Some(node(dir, 0, more)),
+            Who::Target => self.nodes[1] = Some(node(dir, 1, more)),
         }
     }
 
@@ -232,6 +261,11 @@ impl Fleet {
             let status = node.child.wait().unwrap();
             assert!(status.success(), "a node ended with {status}");
         }
+    }
+
+    /// The directory of a node's volume.
+    pub fn volume(&self, node: &str, volume: &str) -> PathBuf {
+        self.dir.path().join(node).join("volumes").join(volume)
     }
 
     pub fn signal(&self, who: Who, signal: Signal) {
@@ -382,10 +416,11 @@ fn name(index: usize) -> &'static str {
     ["a", "b"][index]
 }
 
-fn node(dir: &Path, index: usize) -> Daemon {
+fn node(dir: &Path, index: usize, more: &[&str]) -> Daemon {
     let config = dir.join(format!("{}.toml", name(index)));
     let log = dir.join(format!("{}.log", name(index)));
-    Daemon::start(&["node", "--config", config.to_str().unwrap()], &log)
+    let args = ["node", "--config", config.to_str().unwrap()];
+    Daemon::start(&[&args[..], more].concat(), &log)
 }
 
 fn write_config(

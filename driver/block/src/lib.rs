@@ -6,6 +6,7 @@
 
 mod buffer;
 mod error;
+mod mark;
 mod name;
 mod seam;
 pub mod sector;
@@ -14,6 +15,7 @@ mod unit;
 
 pub use buffer::AlignedBuf;
 pub use error::{Error, ErrorKind, Result};
+pub use mark::ImageMark;
 pub use name::{NodeName, VolumeId, VolumeName};
 pub use seam::{Clock, Disk, Transport};
 pub use time::Nanos;

@@ -11,7 +11,7 @@
 //! nbd = "10.0.0.7:7403"           # guests on other hosts
 //! ```
 
-use block::{Error, ErrorKind, NodeName, Result};
+use block::{Error, ErrorKind, NodeName, Result, VolumeName};
 use serde::Deserialize;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -51,6 +51,10 @@ pub struct Config {
     /// and write every volume.
     #[serde(default)]
     pub allow_plaintext: bool,
+    /// Volumes whose image was exchanged on purpose: taken as it is, and compared with every replica.
+    /// Said when the node is started and never in the file, or the next mistake would pass unnoticed.
+    #[serde(skip)]
+    pub adopt_images: Vec<VolumeName>,
 }
 
 fn name<'de, D: serde::Deserializer<'de>>(d: D) -> std::result::Result<NodeName, D::Error> {

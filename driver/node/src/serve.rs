@@ -126,6 +126,7 @@ async fn serve(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
         align: u64::from(image.unit()),
         read_only: options.open.read_only,
     };
+    let settling = image.share()?;
     let listener = Listener::bind(&options.listen)?;
     let engine = Engine::start(options.shards, options.pin)?;
     let volume = match &options.tracking {
@@ -155,6 +156,9 @@ async fn serve(options: &Options, ready: impl FnOnce(&str)) -> Result<()> {
     tracing::info!("stopping: finishing what is in flight");
     drop(listener);
     volume.remove().await?;
+    if !options.open.read_only {
+        settling.settle()?;
+    }
     tokio::task::spawn_blocking(|| engine.stop())
         .await
         .map_err(|e| Error::new(ErrorKind::Broken, format!("stop the engine: {e}")))?

@@ -12,6 +12,7 @@
 mod buffered;
 mod image;
 mod io;
+mod mark;
 pub mod meta;
 pub mod mover;
 mod open;
@@ -20,4 +21,5 @@ mod zero;
 
 pub use image::{Image, Progress};
 pub use io::{Io, Work};
+pub use mark::mark;
 pub use open::{CacheMode, ImageFile, OpenOptions};

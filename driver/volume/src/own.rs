@@ -10,7 +10,10 @@ use crate::ownership::{Role, Step, fenced};
 use crate::request::{Action, Control, Outcome};
 use crate::track::EPOCHS_RESERVED;
 use crate::volume::{Config, Volume};
-use block::{AREA_BYTES, Epoch, Error, ErrorKind, Generation, Nanos, NodeName, Result, VolumeId};
+use block::{
+    AREA_BYTES, Area, Epoch, Error, ErrorKind, Generation, ImageMark, Nanos, NodeName, Result,
+    VolumeId,
+};
 
 /// Control calls that may wait for the disk at a time: each comes from a mover or an operator.
 const CONTROLS_MAX: usize = 64;
@@ -26,6 +29,9 @@ pub(crate) struct Meta {
     /// The version that says what this node may do now. Until it is durable the gate is shut.
     believed: u64,
     announced: bool,
+    /// The mark of an image that was taken for the volume's, to be recorded when every area of it is
+    /// durably suspect.
+    adopted: Option<ImageMark>,
     pub(crate) swept_at: Nanos,
     /// A sweep has begun and not ended.
     pub(crate) sweeping: bool,
@@ -48,7 +54,7 @@ pub(crate) enum AfterSync {
         generation: Generation,
         epoch: Epoch,
     },
-    Close,
+    Close(ImageMark),
 }
 
 impl Meta {
@@ -61,6 +67,7 @@ impl Meta {
             waiting: Vec::new(),
             last_control: 0,
             announced: false,
+            adopted: None,
             swept_at: Nanos::ZERO,
             sweeping: false,
         }
@@ -102,6 +109,8 @@ impl Volume {
             ceiling: Epoch(since.0 + EPOCHS_RESERVED),
             cursors: Vec::new(),
             clean: false,
+            mark: ImageMark::default(),
+            doubted: Generation(0),
             identity,
         };
         let store = Store::create(superblock.identity.id, areas);
@@ -150,6 +159,31 @@ impl Volume {
         superblock.ceiling.0 += EPOCHS_RESERVED;
         let meta = Meta::new(superblock, intents, store);
         Ok(Volume::new(config, epochs, Some(meta)))
+    }
+
+    /// Compare the image as `found` with the one on record, before anything else happens: one that was
+    /// exchanged or written to behind our back differs from what the metadata says of it. To `adopt`
+    /// makes all of it suspect, so that replicas are compared with it by digest; true if that was
+    /// needed.
+    pub fn know_image(&mut self, found: ImageMark, adopt: bool) -> Result<bool> {
+        let Some(meta) = &mut self.meta else {
+            return Ok(false);
+        };
+        let sb = &mut meta.superblock;
+        let Some(difference) = sb.mark.difference(&found) else {
+            sb.mark = found.in_use();
+            return Ok(false);
+        };
+        if !adopt {
+            return Err(Error::new(ErrorKind::Corrupt, difference));
+        }
+        if !sb.cursors.is_empty() {
+            let all = || (0..self.config.size.div_ceil(AREA_BYTES)).map(Area);
+            all().for_each(|a| assert!(meta.intents.set(a), "an area of the volume"));
+            self.epochs.recover(sb.cursors.clone(), all());
+        }
+        meta.adopted = Some(found.in_use());
+        Ok(true)
     }
 
     /// Who the volume is, if it has metadata.
@@ -318,9 +352,10 @@ impl Volume {
         Ok(())
     }
 
-    /// Record that everything is in order. Frozen and drained it must be; it stays shut.
-    pub fn close(&mut self) -> Result<Control> {
-        self.after_sync(AfterSync::Close)
+    /// Record that everything is in order, in an image with this mark. Frozen and drained it must be; it
+    /// stays shut.
+    pub fn close(&mut self, mark: ImageMark) -> Result<Control> {
+        self.after_sync(AfterSync::Close(mark))
     }
 
     /// The answer to [`Action::SyncMeta`]. A failure poisons the volume.
@@ -333,6 +368,13 @@ impl Volume {
         }
         let Some(meta) = &mut self.meta else { return };
         meta.store.synced(&mut meta.intents);
+        if meta.is_believed()
+            && let Some(mark) = meta.adopted.take()
+        {
+            meta.superblock.mark = mark;
+            meta.superblock.doubted = meta.superblock.seen;
+            meta.believed = meta.store.change();
+        }
         if !meta.announced && meta.is_believed() {
             meta.announced = true;
             self.actions.push_back(Action::Opened);
@@ -484,8 +526,9 @@ impl Volume {
                     epoch,
                 };
             }
-            AfterSync::Close => {
+            AfterSync::Close(mark) => {
                 self.closed = true;
+                meta.superblock.mark = mark;
                 let epochs = &self.epochs;
                 meta.intents.sweep(|a| epochs.touches(a));
                 meta.superblock.clean = true;

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test program
 
-use block::{Block, Epoch, ErrorKind, Generation, Nanos, Span, VolumeId};
+use block::{Block, Epoch, ErrorKind, Generation, ImageMark, Nanos, Span, VolumeId};
 use std::time::Instant;
 use volume::{
     Action, Admission, Completion, Config, Control, CursorName, Identity, Op, Outcome, Request,
@@ -418,7 +418,7 @@ fn an_orderly_close_leaves_intents_only_where_a_replica_lacks_something() {
     }
     a.vol.freeze();
     a.run();
-    let c = a.vol.close().unwrap();
+    let c = a.vol.close(ImageMark::default()).unwrap();
     assert_eq!(a.ended(c), Some(Ok(())));
     a.reopen(1 << 30);
     a.run();

@@ -99,7 +99,8 @@ fn make_in(data: &DataDir, dir: &Path, new: &NewVolume) -> Result<VolumeSpec> {
         name: new.name.clone(),
         image: shown.to_string_lossy().into_owned(),
     };
-    let volume = Volume::create(config(&image), identity, role)?;
+    let mut volume = Volume::create(config(&image), identity, role)?;
+    volume.know_image(image.mark()?, false)?;
     let meta = open_meta(dir, image.size)?;
     Ok(VolumeSpec {
         volume,
@@ -118,18 +119,72 @@ pub(super) fn publish(data: &DataDir, name: &VolumeName) -> Result<()> {
     sync_dir(&data.path().join("volumes"))
 }
 
-/// Open the files of a volume.
-pub(super) fn open(data: &DataDir, name: &VolumeName) -> Result<VolumeSpec> {
+/// Open the files of a volume. An image that is not the one on record is refused, unless it is to be
+/// adopted.
+pub(super) fn open(data: &DataDir, name: &VolumeName, adopt_image: bool) -> Result<VolumeSpec> {
     let dir = data.volume(name);
     let image = ImageFile::open(&dir.join("image"), &OpenOptions::default())
         .map_err(|e| e.within(format!("open volume {name}")))?;
     let (meta, fd) = open_meta(&dir, image.size)?;
-    let volume = Volume::open(config(&image), None, &meta.read()?)?;
+    let mut volume = Volume::open(config(&image), None, &meta.read()?)?;
+    if let Some(its) = volume.identity().map(|i| &i.name)
+        && its != name
+    {
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            format!(
+                "open volume {name}: the metadata in {} is that of volume {its}: the directory was \
+                 renamed or copied. Name it {its} again; or, if it is a copy, move it out of {} and \
+                 import its image as a volume of its own",
+                dir.display(),
+                data.path().join("volumes").display()
+            ),
+        ));
+    }
+    let adopted = volume
+        .know_image(image.mark()?, adopt_image)
+        .map_err(|e| exchanged(name, &image, &e))?;
+    if adopted {
+        tracing::warn!(
+            "volume {name}: its image was exchanged, and every copy is compared with it"
+        );
+        if !volume.role().is_owner() {
+            forget_copy(&dir)?;
+        }
+    }
     Ok(VolumeSpec {
         volume,
         image,
         meta: Some((meta, fd)),
     })
+}
+
+fn exchanged(name: &VolumeName, image: &ImageFile, e: &Error) -> Error {
+    Error::new(
+        e.kind(),
+        format!(
+            "open volume {name}: {} ({}), so that it is not what the metadata says of it. Put the \
+             volume's own image back; or, to go on with this one, start the node once with \
+             --adopt-image {name}: replicas are then compared with all of it",
+            e.context(),
+            image.path.display()
+        ),
+    )
+}
+
+/// The copy that is here is not what its record says: its source is to compare all of it. The record
+/// goes before the image is adopted, or a crash in between would leave it believed.
+fn forget_copy(dir: &Path) -> Result<()> {
+    for file in ["replica", "staging"] {
+        let path = dir.join(file);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(format!("remove {}", path.display()), e));
+            }
+            _ => {}
+        }
+    }
+    sync_dir(dir)
 }
 
 /// Delete a volume's directory. An adopted image is only linked there, and stays.

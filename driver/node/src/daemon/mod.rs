@@ -85,7 +85,16 @@ pub async fn run(
         .and_then(|l| l.set_nonblocking(false).map(|()| l))
         .map_err(|e| Error::io("hand the replication port to its thread", e))?;
     let (sending, receiving) = (Sending::start()?, Receiving::start(peers)?);
-    let volumes = Arc::new(Volumes::open(data, engine, reach, sending, receiving).await?);
+    let volumes = Arc::new(
+        Volumes::open(
+            data,
+            engine,
+            reach,
+            (sending, receiving),
+            &config.adopt_images,
+        )
+        .await?,
+    );
     ready(&at);
 
     let me = RegisterRequest {

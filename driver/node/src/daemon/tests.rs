@@ -35,6 +35,7 @@ fn config(dir: &Path) -> Config {
         shards: 1,
         pin: false,
         allow_plaintext: false,
+        adopt_images: Vec::new(),
     }
 }
 

@@ -79,11 +79,17 @@ impl Volumes {
         data: DataDir,
         engine: Engine,
         reach: Reach,
-        sending: Sending,
-        receiving: Receiving,
+        (sending, receiving): (Sending, Receiving),
+        adopt_images: &[VolumeName],
     ) -> Result<Volumes> {
         directory::sweep(&data)?;
         let names = data.volumes()?;
+        if let Some(unknown) = adopt_images.iter().find(|n| !names.contains(n)) {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("adopt the image of volume {unknown}: this node has no such volume"),
+            ));
+        }
         let volumes = Volumes {
             data,
             engine,
@@ -96,7 +102,7 @@ impl Volumes {
             changed: Arc::default(),
         };
         for name in names {
-            let slot = match volumes.open_one(&name).await {
+            let slot = match volumes.open_one(&name, adopt_images.contains(&name)).await {
                 Ok(hosted) => Slot::Open(hosted),
                 Err(e) => {
                     tracing::error!("{e}");
@@ -108,10 +114,9 @@ impl Volumes {
         Ok(volumes)
     }
 
-    async fn open_one(&self, name: &VolumeName) -> Result<Hosted> {
-        let hosted = self
-            .host_volume(name, directory::open(&self.data, name)?)
-            .await?;
+    async fn open_one(&self, name: &VolumeName, adopt_image: bool) -> Result<Hosted> {
+        let spec = directory::open(&self.data, name, adopt_image)?;
+        let hosted = self.host_volume(name, spec).await?;
         hosted.handle.opened().await?;
         self.receive(name, &hosted).await?;
         self.resume(name, &hosted).await?;
@@ -179,6 +184,7 @@ impl Volumes {
                 hosted.replicas().clear();
                 first = first.and(self.receiving.remove(hosted.id).await);
                 first = first.and(hosted.handle.remove().await);
+                first = first.and(hosted.image.settle());
             }
         }
         first
@@ -220,6 +226,12 @@ impl Volumes {
                 }
             }
             Err(e) => report.trouble = e.to_string(),
+        }
+        if report.trouble.is_empty() && hosted.image.is_displaced(&self.dir(name).join("image")) {
+            report.trouble = "another file is in the place of its image, or none: what is served is the \
+                              file that was there, and it is gone when the node stops. Copy the volume \
+                              through the node (`forerun attach`) before that"
+                .to_owned();
         }
         report.replicas = report_replicas(&hosted).await;
         if hosted.is_offered() {

@@ -10,6 +10,7 @@ use block::{AlignedBuf, Error, ErrorKind, Result};
 use ring::{Done, Ring};
 use storage::{Image, Progress, Work};
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 use volume::{Action, Outcome};
 
 /// Names of the shard's operations.
@@ -88,6 +89,7 @@ impl EngineShard {
             leaving: Leaving::No,
             is_touched: false,
             syncing: false,
+            meta_syncing: false,
         });
         self.touch(v as VolumeIndex);
         // Nobody may wait for it any more; the volume stays until it is removed.
@@ -131,7 +133,10 @@ impl EngineShard {
             }
             Action::SyncMeta => match &cell.meta {
                 Meta::None => cell.volume.meta_synced(now, Ok(())),
-                Meta::File { file, .. } => ring.sync(*file, Token::SyncMeta(v).encode()),
+                Meta::File { file, .. } => {
+                    cell.meta_syncing = true;
+                    ring.sync(*file, Token::SyncMeta(v).encode());
+                }
             },
             Action::SaveOld { ticket, extent } => {
                 let span = cell.save_span(extent);
@@ -178,19 +183,27 @@ impl EngineShard {
                 let cell = &mut self.volumes[v as usize];
                 cell.syncing = false;
                 match &mut cell.leaving {
-                    Leaving::Syncing(waiters) => {
-                        for waiter in waiters.drain(..) {
-                            let synced = result.map_err(|e| Error::errno("sync the image", e));
-                            let _ = waiter.send(synced);
+                    Leaving::Syncing(waiters) => match result {
+                        Ok(()) => {
+                            let waiters = std::mem::take(waiters);
+                            cell.leaving = Leaving::Recording(waiters, cell.record_closed());
                         }
-                        return self.remove_volume(ring, v);
+                        Err(e) => {
+                            for waiter in waiters.drain(..) {
+                                let _ = waiter.send(Err(Error::errno("sync the image", e)));
+                            }
+                            return self.remove_volume(ring, v);
+                        }
+                    },
+                    Leaving::No | Leaving::Closing(_) | Leaving::Recording(..) => {
+                        cell.volume.image_synced(now, result);
                     }
-                    Leaving::No | Leaving::Closing(_) => cell.volume.image_synced(now, result),
                 }
                 self.touch(v);
             }
             Token::SyncMeta(v) => {
                 let cell = &mut self.volumes[v as usize];
+                cell.meta_syncing = false;
                 let stored = match &cell.meta {
                     Meta::File {
                         failed: Some(e), ..
@@ -251,7 +264,9 @@ impl EngineShard {
         };
         match &mut cell.leaving {
             Leaving::No => cell.leaving = Leaving::Closing(waiter.into_iter().collect()),
-            Leaving::Closing(all) | Leaving::Syncing(all) => all.extend(waiter),
+            Leaving::Closing(all) | Leaving::Syncing(all) | Leaving::Recording(all, _) => {
+                all.extend(waiter);
+            }
         }
         let own = |c: &super::connection::Connection| c.volume == v;
         let all: Vec<_> = self
@@ -266,14 +281,28 @@ impl EngineShard {
         self.touch(v);
     }
 
-    /// Once nothing of a leaving volume is in flight, sync it for the last time.
+    /// Once nothing of a leaving volume is in flight, sync it for the last time and have that recorded.
     fn leave_on(&mut self, ring: &mut Ring, v: VolumeIndex) {
         let cell = &mut self.volumes[v as usize];
-        let Leaving::Closing(waiters) = &mut cell.leaving else {
-            return;
+        let busy = cell.syncing || cell.meta_syncing || !cell.saves.is_empty();
+        let waiters = match &mut cell.leaving {
+            Leaving::Closing(waiters) => waiters,
+            Leaving::Recording(waiters, recorded) if !busy => {
+                let outcome = match recorded.as_mut().map(oneshot::Receiver::try_recv) {
+                    Some(Err(TryRecvError::Empty)) => return,
+                    Some(Ok(outcome)) => outcome,
+                    Some(Err(TryRecvError::Closed)) | None => Ok(()),
+                };
+                for waiter in waiters.drain(..) {
+                    let recorded = outcome.map_err(|e| Error::errno("record the closing", e));
+                    let _ = waiter.send(recorded);
+                }
+                return self.remove_volume(ring, v);
+            }
+            _ => return,
         };
         let connected = self.connections.iter().any(|(_, c)| c.volume == v);
-        if connected || cell.requests.in_use() > 0 || !cell.saves.is_empty() || cell.syncing {
+        if connected || cell.requests.in_use() > 0 || busy {
             return;
         }
         if cell.forwarder.is_some() {
@@ -294,6 +323,17 @@ impl EngineShard {
 }
 
 impl VolumeCell {
+    /// Have the volume record that it was closed, and by what mark its image is known again. A volume
+    /// without metadata has nobody to tell, and one that was poisoned must not say so.
+    fn record_closed(&mut self) -> Option<oneshot::Receiver<Outcome>> {
+        let mark = storage::mark(&self.extents_file).ok()?;
+        self.volume.freeze();
+        let control = self.volume.close(mark).ok()?;
+        let (answer, recorded) = oneshot::channel();
+        self.waiters.controls.insert(control, answer);
+        Some(recorded)
+    }
+
     pub(super) fn is_leaving(&self) -> bool {
         !matches!(self.leaving, Leaving::No)
     }

@@ -121,6 +121,11 @@ pub(super) enum Leaving {
     Closing(Vec<oneshot::Sender<block::Result<()>>>),
     /// The last sync is under way.
     Syncing(Vec<oneshot::Sender<block::Result<()>>>),
+    /// All is in the image, and the volume records that; `None` if it cannot.
+    Recording(
+        Vec<oneshot::Sender<block::Result<()>>>,
+        Option<oneshot::Receiver<Outcome>>,
+    ),
 }
 
 pub(super) struct VolumeCell {
@@ -143,6 +148,8 @@ pub(super) struct VolumeCell {
     pub(super) leaving: Leaving,
     pub(super) is_touched: bool,
     pub(super) syncing: bool,
+    /// A sync of the metadata is under way.
+    pub(super) meta_syncing: bool,
 }
 
 impl VolumeCell {

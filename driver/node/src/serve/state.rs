@@ -27,6 +27,8 @@ pub struct Tracking {
     pub id: VolumeId,
     /// Checkpoints to be made, each where there is none of that name.
     pub checkpoints: Vec<CheckpointName>,
+    /// Go on with an image that was exchanged: all of it counts as changed.
+    pub adopt_image: bool,
 }
 
 /// Put the image with its metadata on a shard.
@@ -52,15 +54,24 @@ pub(super) async fn host(
     let slots = usize::try_from(meta_bytes(config.size)).unwrap_or(usize::MAX) / SLOT_BYTES;
     let (pages, fd) = MetaFile::open(&at, slots)?;
     let volume = if known {
-        let volume = Volume::open(config, None, &pages.read()?).map_err(|e| e.within(asked()))?;
+        let mut volume =
+            Volume::open(config, None, &pages.read()?).map_err(|e| e.within(asked()))?;
         belongs(&volume, &path).map_err(|e| e.within(asked()))?;
+        let adopted = volume
+            .know_image(image.mark()?, tracking.adopt_image)
+            .map_err(|e| exchanged(&path, &e).within(asked()))?;
+        if adopted {
+            tracing::warn!("the image was exchanged: all of it counts as changed");
+        }
         volume
     } else {
         let owner = Role::Owner {
             generation: Generation(1),
             since: Epoch(0),
         };
-        Volume::create(config, identity(tracking.id, &path)?, owner)?
+        let mut volume = Volume::create(config, identity(tracking.id, &path)?, owner)?;
+        volume.know_image(image.mark()?, false)?;
+        volume
     };
     let spec = VolumeSpec {
         volume,
@@ -127,6 +138,18 @@ fn belongs(volume: &Volume, image: &Path) -> Result<()> {
             image.display()
         ),
     ))
+}
+
+fn exchanged(image: &Path, e: &Error) -> Error {
+    Error::new(
+        e.kind(),
+        format!(
+            "{} ({}), and what it tracks is of that one. Put the image back; or, to go on with this \
+             one, add --adopt-image once: every checkpoint then counts all of it as changed",
+            e.context(),
+            image.display()
+        ),
+    )
 }
 
 fn publish(from: &Path, to: &Path) -> std::io::Result<()> {

@@ -4,7 +4,7 @@ use crate::cursor::{CURSORS_MAX, Cursor, CursorName};
 use crate::meta::page::{self, PAYLOAD, Slot};
 use crate::ownership::Role;
 use crate::request::META_PAGE_BYTES;
-use block::{Epoch, Error, ErrorKind, Generation, Result, VolumeId, VolumeName};
+use block::{Epoch, Error, ErrorKind, Generation, ImageMark, Result, VolumeId, VolumeName};
 
 /// Longest image path, in bytes. With names and cursors at their longest it still fits the page.
 pub const IMAGE_PATH_MAX: usize = 1024;
@@ -33,6 +33,11 @@ pub(crate) struct Superblock {
     pub(crate) cursors: Vec<Cursor>,
     /// Closed in order, with the intents exact.
     pub(crate) clean: bool,
+    /// Tells the image from others.
+    pub(crate) mark: ImageMark,
+    /// The generation in which another image was taken for this one: a copy made in it or before is
+    /// not what its record says.
+    pub(crate) doubted: Generation,
 }
 
 impl Superblock {
@@ -73,6 +78,10 @@ impl Superblock {
             w.text(name);
             w.number(c.epoch.0);
         }
+        for n in [self.mark.inode, self.mark.born, self.mark.modified] {
+            w.number(n);
+        }
+        w.number(self.doubted.0);
         w.0
     }
 
@@ -120,7 +129,15 @@ impl Superblock {
                 seeded: kind & 1 != 0,
             });
         }
+        let mark = ImageMark {
+            inode: r.number()?,
+            born: r.number()?,
+            modified: r.number()?,
+        };
+        let doubted = Generation(r.number()?);
         Some(Superblock {
+            mark,
+            doubted,
             identity,
             size,
             role,
@@ -240,6 +257,12 @@ mod tests {
             ceiling: Epoch(99),
             cursors: (0..CURSORS_MAX).map(cursor).collect(),
             clean: true,
+            mark: ImageMark {
+                inode: 1,
+                born: 2,
+                modified: 3,
+            },
+            doubted: Generation(6),
         }
     }
 
