@@ -210,7 +210,16 @@ impl<D: Disk, G: Target> Receiver<D, G> {
     /// Refuse a former owner, and remember the generation before anything is answered. The answer
     /// says whether this node owns the volume by now.
     async fn fence(&self, generation: Generation) -> Result<Option<Generation>> {
-        let record = self.store.get();
+        let before = self.store.get();
+        let record = match self.target.gave_up().await? {
+            // The record of the ownership that ended here proves what the image is.
+            Some((next, epoch)) if before.generation < next => Record {
+                generation: next,
+                epoch,
+                state: State::Consistent,
+            },
+            _ => before,
+        };
         if generation < record.generation {
             return Err(Error::new(
                 ErrorKind::Fenced,
@@ -230,18 +239,20 @@ impl<D: Disk, G: Target> Receiver<D, G> {
             return Ok(Some(owned));
         }
         self.target.observe(generation).await?;
-        if generation > record.generation {
-            // A volume that somebody else took over while this node owned it may have diverged.
-            let state = match record.state {
-                State::HandedOver { next } if generation > next => State::Empty,
-                state => state,
-            };
-            self.save(Record {
-                generation,
-                state,
-                ..record
-            })
-            .await?;
+        let state = match record.state {
+            State::HandedOver { next } if generation <= next => record.state,
+            // A copy is of the generation in which it was made: what a later owner began with, this one
+            // may lack, or have more of.
+            _ if generation > record.generation => State::Empty,
+            state => state,
+        };
+        let record = Record {
+            generation,
+            state,
+            ..record
+        };
+        if record != before {
+            self.save(record).await?;
         }
         Ok(None)
     }

@@ -103,6 +103,9 @@ pub trait Source {
     /// Begin to track for a replica that will be copied from now on. The answer names the seeding:
     /// the epoch that [`Source::cursor`] then gives until the first commit.
     async fn begin_seed(&self) -> Result<Epoch>;
+    /// The replica has exactly this epoch of the volume's history: track for it from there. False if
+    /// what was written since is not known.
+    async fn resume_at(&self, epoch: Epoch) -> Result<bool>;
     /// The seeding is durable at the replica: what it lacks is what was written since it began.
     async fn seeded(&self) -> Result<()>;
     /// End an epoch; answers once it is settled.
@@ -144,4 +147,7 @@ pub trait Target {
     async fn activate(&self, generation: Generation, epoch: Epoch) -> Result<()>;
     /// The generation in which this node owns the volume, if it does.
     async fn owned(&self) -> Result<Option<Generation>>;
+    /// The generation for which this node gave the volume away, if that was its last part, and the epoch
+    /// that its image is since.
+    async fn gave_up(&self) -> Result<Option<(Generation, Epoch)>>;
 }

@@ -358,6 +358,14 @@ impl<S: Source, D: Disk, C: Clock, T: Transport> Session<'_, S, D, C, T> {
                 format!("the receiver owns the volume in generation {generation}"),
             ));
         }
+        let peer = self.peer.get();
+        if peer.state == ReplicaState::Consistent
+            && peer.generation == self.sender.source.generation()
+            && self.sender.source.cursor().is_none()
+        {
+            // The former owner: its copy is as of the epoch that this node took the volume over at.
+            self.sender.source.resume_at(peer.epoch).await?;
+        }
         let seeding = if self.needs_seeding() {
             Some(self.seed().await?)
         } else {

@@ -65,6 +65,15 @@ impl Source for SimSource {
         self.cursor().ok_or_else(gone)
     }
 
+    async fn resume_at(&self, epoch: Epoch) -> Result<bool> {
+        let at = |v: &mut volume::Volume, _| v.add_cursor(self.name(), Start::At(epoch));
+        match self.host.control(at).await {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     async fn seeded(&self) -> Result<()> {
         self.host.control(|v, _| v.seeded(&self.name())).await
     }
@@ -152,5 +161,9 @@ impl Target for SimTarget {
 
     async fn owned(&self) -> Result<Option<Generation>> {
         Ok(self.host.owned())
+    }
+
+    async fn gave_up(&self) -> Result<Option<(Generation, Epoch)>> {
+        Ok(self.host.call(|v, _| v.gave_up()))
     }
 }

@@ -46,6 +46,9 @@ pub enum CursorName {
     Replica(NodeName),
     /// A point in time that a backup tool asked to remember.
     Checkpoint(CheckpointName),
+    /// The copy that the former owner kept when it gave the volume away. Which node that is need not be
+    /// known: whoever proves to have that epoch takes its place.
+    FormerOwner,
 }
 
 impl fmt::Display for CursorName {
@@ -53,6 +56,7 @@ impl fmt::Display for CursorName {
         match self {
             CursorName::Replica(node) => write!(f, "replica on {node}"),
             CursorName::Checkpoint(name) => write!(f, "checkpoint {}", name.as_str()),
+            CursorName::FormerOwner => f.write_str("the former owner's copy"),
         }
     }
 }

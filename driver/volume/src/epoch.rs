@@ -20,8 +20,9 @@ use crate::sync::Arc;
 use block::{Area, BLOCKS_PER_REGION, Block, Epoch, Extent};
 use std::collections::VecDeque;
 
-/// Retained maps; when there are more the oldest two are merged. A replica that lags then gets a
-/// little more than it lacks; memory stays bounded however many cursors stand at different epochs.
+/// Retained maps; when there are more, two that nobody tells apart are merged, or the oldest two. A
+/// replica that lags then gets a little more than it lacks; memory stays bounded however many cursors
+/// stand at different epochs.
 const RETAINED_MAX: usize = 4;
 
 #[derive(Debug)]
@@ -146,7 +147,7 @@ impl Epochs {
         }
         self.open = closed.next();
         while self.retained.len() > RETAINED_MAX {
-            self.merge_oldest();
+            self.merge_two();
         }
         closed
     }
@@ -268,8 +269,16 @@ impl Epochs {
         )
     }
 
-    fn merge_oldest(&mut self) {
-        if let (Some(a), Some(b)) = (self.retained.pop_front(), self.retained.front_mut()) {
+    /// Merge the oldest two maps between which no cursor stands; if there are none, the oldest two.
+    fn merge_two(&mut self) {
+        let parted = |a: &Retained, b: &Retained| {
+            let between = |c: &Cursor| (a.last..b.last).contains(&c.epoch);
+            self.cursors.iter().any(between)
+        };
+        let pairs = self.retained.iter().zip(self.retained.iter().skip(1));
+        let at = pairs.into_iter().position(|(a, b)| !parted(a, b));
+        let at = at.unwrap_or(0);
+        if let (Some(a), Some(b)) = (self.retained.remove(at), self.retained.get_mut(at)) {
             let mut map = DirtyMap::clone(&a.map);
             map.union(&b.map);
             b.map = Arc::new(map);

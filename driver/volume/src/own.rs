@@ -1,6 +1,7 @@
 //! Control calls about the volume's life: create, open, ownership, close.
 
 use crate::area::AreaSet;
+use crate::cursor::{Cursor, CursorName};
 use crate::epoch::Epochs;
 use crate::errno::EIO;
 use crate::intent::Intents;
@@ -17,6 +18,13 @@ use block::{
 
 /// Control calls that may wait for the disk at a time: each comes from a mover or an operator.
 const CONTROLS_MAX: usize = 64;
+
+/// The copy that a former owner kept is tracked until more than one area in so many has changed: from
+/// there on a comparison by digest costs little more, and after a crash every replica would be compared
+/// in all that was ever written.
+const FORMER_SHARE: u64 = 4;
+/// It is tracked up to so many areas in any case.
+const FORMER_AREAS: u64 = 16;
 
 /// The durable side of a volume.
 #[derive(Debug)]
@@ -205,6 +213,19 @@ impl Volume {
             .map_or(owner, |m| m.superblock.role.clone())
     }
 
+    /// For which generation this node gave the volume away, and the epoch that its image is since;
+    /// `None` if it did not, or if another image has taken the place of that one.
+    #[must_use]
+    pub fn gave_up(&self) -> Option<(Generation, Epoch)> {
+        let sb = &self.meta.as_ref()?.superblock;
+        match sb.role {
+            Role::Relinquished {
+                generation, epoch, ..
+            } if sb.doubted < generation => Some((generation, epoch)),
+            _ => None,
+        }
+    }
+
     /// The generation in which this node owns the volume, if it does: as [`Volume::role`], for those
     /// who ask often.
     #[must_use]
@@ -285,6 +306,11 @@ impl Volume {
         sb.seen = generation;
         sb.ceiling = Epoch(epoch.0 + EPOCHS_RESERVED);
         self.epochs.restart(epoch);
+        self.epochs.cursors.push(Cursor {
+            name: CursorName::FormerOwner,
+            epoch,
+            seeded: true,
+        });
         meta.intents.sweep(|_| false);
         self.forwarding = false;
         // An earlier ownership ended frozen.
@@ -309,8 +335,8 @@ impl Volume {
         if sb.role.relinquish(sb.seen, to, generation, epoch)? == Step::Again {
             return self.control_at_current();
         }
-        let replica = crate::CursorName::Replica(to.clone());
-        let has = |c: &crate::Cursor| c.seeded && c.epoch == epoch;
+        let replica = CursorName::Replica(to.clone());
+        let has = |c: &Cursor| c.seeded && c.epoch == epoch;
         if !self.epochs.cursor(&replica).is_some_and(has) || !self.epochs.is_clean_since(epoch) {
             return Err(Error::new(
                 ErrorKind::Invalid,
@@ -378,6 +404,15 @@ impl Volume {
         if !meta.announced && meta.is_believed() {
             meta.announced = true;
             self.actions.push_back(Action::Opened);
+        }
+        let areas = self.config.size.div_ceil(AREA_BYTES);
+        if meta.intents.wanted().len() > FORMER_AREAS.max(areas / FORMER_SHARE)
+            && self.epochs.cursor(&CursorName::FormerOwner).is_some()
+        {
+            let stays = |c: &Cursor| c.name != CursorName::FormerOwner;
+            self.epochs.cursors.retain(stays);
+            meta.superblock.cursors.clone_from(&self.epochs.cursors);
+            meta.store.change();
         }
         if meta.store.oldest_cursor().is_none()
             && self.epochs.cursors.is_empty()

@@ -37,7 +37,10 @@ impl Volume {
         if self.epochs.cursor(&name).is_some() {
             return refuse(ErrorKind::Exists, "it is tracked already".into());
         }
-        if self.epochs.cursors.len() == CURSORS_MAX {
+        let takes_place =
+            |c: &Cursor| c.name == CursorName::FormerOwner && start == Start::At(c.epoch);
+        let former = self.epochs.cursors.iter().position(takes_place);
+        if self.epochs.cursors.len() == CURSORS_MAX && former.is_none() {
             let why = format!("the volume has {CURSORS_MAX} replicas and checkpoints; remove one");
             return refuse(ErrorKind::Busy, why);
         }
@@ -65,6 +68,9 @@ impl Volume {
         let first = self.epochs.cursors.is_empty();
         if first {
             self.intend_what_is_dirty();
+        }
+        if let Some(former) = former {
+            self.epochs.cursors.remove(former);
         }
         self.epochs.cursors.push(Cursor {
             name,

@@ -275,7 +275,6 @@ impl Volumes {
             image: hosted.image.share()?,
             directory: self.dir(name),
             handle: hosted.handle.clone(),
-            adopt: None,
             offered: Arc::clone(&hosted.offered),
         };
         self.receiving.add(standby).await

@@ -11,8 +11,8 @@
 use super::target::ShardTarget;
 use super::tcp::Tcp;
 use crate::engine::VolumeHandle;
-use block::{Epoch, Error, ErrorKind, Generation, Result, VolumeId};
-use replica::{Files, Receiver, Record, adopt, greet, staging_bytes};
+use block::{Error, ErrorKind, Result, VolumeId};
+use replica::{Files, Receiver, Record, greet, staging_bytes};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -46,8 +46,6 @@ pub struct StandbySpec {
     pub directory: PathBuf,
     /// The volume's home.
     pub handle: VolumeHandle,
-    /// The image is exactly this epoch of this generation: the former owner after a cutover.
-    pub adopt: Option<(Generation, Epoch)>,
     /// Set once this node has taken the volume over: guests may be told of it.
     pub offered: Arc<AtomicBool>,
 }
@@ -179,10 +177,6 @@ async fn run(listener: TcpListener, mut orders: mpsc::Receiver<Order>) {
 
 async fn open(spec: StandbySpec) -> Result<Standby> {
     let size = spec.image.size;
-    if let Some((generation, epoch)) = spec.adopt {
-        let record = MoverFile::open(&spec.directory.join("replica"), RECORD_BYTES)?;
-        adopt(record, spec.id, size, generation, epoch).await?;
-    }
     let files = Files {
         image: MoverFile::new(spec.image)?,
         staging: MoverFile::open(&spec.directory.join("staging"), staging_bytes(size))?,

@@ -187,6 +187,18 @@ impl Source for ShardSource {
             .ok_or_else(|| Error::new(ErrorKind::Broken, "a cursor was added and is not there"))
     }
 
+    async fn resume_at(&self, epoch: Epoch) -> Result<bool> {
+        let name = self.name.clone();
+        let begun = self
+            .handle
+            .control(move |v, _| v.add_cursor(name, Start::At(epoch)));
+        match begun.await {
+            Ok(()) => self.refresh().await.map(|()| true),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     async fn seeded(&self) -> Result<()> {
         let name = self.name.clone();
         self.handle.control(move |v, _| v.seeded(&name)).await

@@ -36,6 +36,10 @@ impl Target for ShardTarget {
         Ok(())
     }
 
+    async fn gave_up(&self) -> Result<Option<(Generation, Epoch)>> {
+        self.handle.call(|v, _| v.gave_up()).await
+    }
+
     async fn owned(&self) -> Result<Option<Generation>> {
         self.handle
             .call(|v, _| match v.role() {

@@ -108,7 +108,6 @@ impl Pair {
             image: copy,
             directory: dirs.1.path().to_owned(),
             handle: target.clone(),
-            adopt: None,
             offered: Arc::default(),
         };
         receiving.add(standby).await.unwrap();

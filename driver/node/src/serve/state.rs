@@ -100,7 +100,7 @@ pub(super) async fn host(
 pub(crate) fn checkpoints(cursors: &[Cursor]) -> Vec<String> {
     let name = |c: &Cursor| match &c.name {
         CursorName::Checkpoint(name) => Some(name.as_str().to_owned()),
-        CursorName::Replica(_) => None,
+        CursorName::Replica(_) | CursorName::FormerOwner => None,
     };
     cursors.iter().filter_map(name).collect()
 }

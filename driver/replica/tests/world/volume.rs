@@ -238,6 +238,9 @@ impl Source for MemVolume {
         self.s.cursor.set(Some(self.s.epoch.get()));
         Ok(self.s.epoch.get())
     }
+    async fn resume_at(&self, _epoch: Epoch) -> Result<bool> {
+        Ok(false)
+    }
     async fn seeded(&self) -> Result<()> {
         Ok(())
     }
@@ -355,5 +358,8 @@ impl Target for MemTarget {
     }
     async fn owned(&self) -> Result<Option<Generation>> {
         Ok(self.owned.get())
+    }
+    async fn gave_up(&self) -> Result<Option<(Generation, Epoch)>> {
+        Ok(None)
     }
 }

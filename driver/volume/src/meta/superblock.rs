@@ -73,6 +73,7 @@ impl Superblock {
             let (kind, name) = match &c.name {
                 CursorName::Replica(node) => (0, node.as_str()),
                 CursorName::Checkpoint(name) => (2, name.as_str()),
+                CursorName::FormerOwner => (4, ""),
             };
             w.0.push(kind | u8::from(c.seeded));
             w.text(name);
@@ -121,6 +122,7 @@ impl Superblock {
             let name = match kind & !1 {
                 0 => CursorName::Replica(text.parse().ok()?),
                 2 => CursorName::Checkpoint(text.parse().ok()?),
+                4 => CursorName::FormerOwner,
                 _ => return None,
             };
             cursors.push(Cursor {

@@ -1,0 +1,266 @@
+//! The former owner of a volume comes back: as a replica, with a late frame, or restored from an older
+//! copy of its files. It gets increments, is told who owns the volume, and acknowledges nothing.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking and speaks to the person who runs it"
+)]
+
+mod fleet_processes;
+mod serving;
+
+use block::{Epoch, Generation};
+use fleet_processes::{Fleet, VOLUME, Who};
+use node::client::Client;
+use proto::v1::{ReplicaReport, ReplicaState, VolumeRole};
+use serving::Random;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+use wire::{Decoder, Encoder, FailureKind, Hello, Message, SessionId};
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 64 * MIB;
+const FILLED: u64 = 48 * MIB;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn client(fleet: &Fleet, node: &str) -> Client {
+    Client::connect(&fleet.uri(node, VOLUME), &[], PATIENCE).unwrap()
+}
+
+fn noise(random: &mut Random, bytes: u64) -> Vec<u8> {
+    let words = (0..bytes / 8).flat_map(|_| random.next().to_le_bytes());
+    words.collect()
+}
+
+/// A volume full of noise on a, with a replica on b.
+fn replicated() -> Fleet {
+    let fleet = Fleet::start();
+    let size = format!("{}M", SIZE / MIB);
+    fleet.run(&["volume", "create", VOLUME, "--size", &size, "--node", "a"]);
+    let mut random = Random(1);
+    let mut to = client(&fleet, "a");
+    for mib in 0..FILLED / MIB {
+        let data = noise(&mut random, MIB);
+        to.write(mib * MIB, &data, mib + 1 == FILLED / MIB).unwrap();
+    }
+    to.close().unwrap();
+    add(&fleet, "b");
+    fleet
+}
+
+fn add(fleet: &Fleet, node: &str) {
+    let bound = ["--consistency", "bounded=500ms"];
+    fleet.run(&[&["replica", "add", VOLUME, "--to", node], &bound[..]].concat());
+}
+
+fn cut_over(fleet: &Fleet, to: &str) {
+    fleet.run(&["cutover", VOLUME, "--to", to]);
+}
+
+fn write_blocks(fleet: &Fleet, node: &str, seed: u64, count: u64) {
+    let mut random = Random(seed);
+    let mut to = client(fleet, node);
+    for _ in 0..count {
+        let at = random.next() % (FILLED / 4096) * 4096;
+        let data = noise(&mut random, 4096);
+        to.write(at, &data, true).unwrap();
+    }
+    to.close().unwrap();
+}
+
+fn images_agree(fleet: &Fleet) -> Option<()> {
+    let [a, b] =
+        ["a", "b"].map(|n| std::fs::read(fleet.volume(n, VOLUME).join("image")).unwrap());
+    (a == b).then_some(())
+}
+
+/// The replica that node `who` keeps, once it is consistent and has the same bytes.
+fn caught_up(fleet: &Fleet, who: Who) -> ReplicaReport {
+    fleet.until("the replica has the same bytes", || {
+        let replica = fleet.report(who, VOLUME)?.replicas.into_iter().next()?;
+        (replica.state() == ReplicaState::Consistent).then_some(())?;
+        images_agree(fleet)?;
+        Some(replica)
+    })
+}
+
+fn assert_sent_at_most(replica: &ReplicaReport, bytes: u64) {
+    let sent: u64 = replica.increments.iter().map(|i| i.sent_bytes).sum();
+    eprintln!("{sent} bytes were sent back, of a volume of {SIZE}");
+    assert_eq!(replica.seed, None, "it was seeded anew");
+    assert!(sent <= bytes, "{sent} bytes were sent, {bytes} are right");
+}
+
+/// After a cutover the copy that was left behind was compared in full when it became a replica again:
+/// 64 MiB were read on both sides to send twenty blocks.
+#[test]
+fn the_copy_left_behind_gets_what_was_written_since_and_no_more() {
+    let fleet = replicated();
+    cut_over(&fleet, "b");
+    write_blocks(&fleet, "b", 2, 20);
+    add(&fleet, "a");
+    let replica = caught_up(&fleet, Who::Target);
+    assert_sent_at_most(&replica, 20 * 4608 + 16384);
+    // And there, and back again.
+    cut_over(&fleet, "a");
+    write_blocks(&fleet, "a", 3, 20);
+    add(&fleet, "b");
+    let replica = caught_up(&fleet, Who::Source);
+    assert_sent_at_most(&replica, 20 * 4608 + 16384);
+}
+
+/// The new owner was killed meanwhile: what it cannot know it compares, in the areas that were written.
+#[test]
+fn a_new_owner_that_was_killed_compares_the_areas_that_it_wrote() {
+    let mut fleet = replicated();
+    cut_over(&fleet, "b");
+    write_blocks(&fleet, "b", 4, 3);
+    fleet.kill(Who::Target);
+    fleet.restart(Who::Target);
+    write_blocks(&fleet, "b", 5, 3);
+    add(&fleet, "a");
+    let replica = caught_up(&fleet, Who::Target);
+    // Six areas of 4 MiB at most, 32 bytes a block of digests, and the blocks.
+    assert_sent_at_most(&replica, 6 * 1024 * 64 + 6 * 8192 + 16384);
+}
+
+/// A replication connection as any program could make it.
+struct Peer {
+    stream: TcpStream,
+    encoder: Encoder,
+    decoder: Decoder,
+    generation: Generation,
+}
+
+impl Peer {
+    fn connect(at: SocketAddr, generation: u64) -> Peer {
+        let stream = TcpStream::connect(at).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Peer {
+            stream,
+            encoder: Encoder::new(SessionId(7)),
+            decoder: Decoder::new(),
+            generation: Generation(generation),
+        }
+    }
+
+    fn send(&mut self, epoch: u64, message: &Message<'_>) {
+        let mut frame = Vec::new();
+        self.encoder
+            .encode(self.generation, Epoch(epoch), message, &mut frame);
+        self.stream.write_all(&frame).unwrap();
+    }
+
+    /// The next frame: who speaks for which generation, and what it says, as text.
+    fn hear(&mut self) -> (Generation, String, Option<FailureKind>) {
+        loop {
+            if let Some(header) = self.decoder.advance().unwrap() {
+                let message = self.decoder.message(&header).unwrap();
+                let kind = match &message {
+                    Message::Error { kind, .. } => Some(*kind),
+                    _ => None,
+                };
+                return (header.generation, format!("{message:?}"), kind);
+            }
+            let mut some = [0; 4096];
+            let n = self.stream.read(&mut some).unwrap();
+            assert!(n > 0, "it hung up without a word");
+            let mut buf = self.decoder.take_buffer();
+            buf.extend_from_slice(&some[..n]);
+            self.decoder.give_buffer(buf);
+        }
+    }
+}
+
+/// A source of an earlier ownership, and one that makes things up, at the new owner's replication port.
+#[test]
+fn a_lower_generation_is_told_so_and_changes_nothing() {
+    let fleet = replicated();
+    let id = fleet.report(Who::Source, VOLUME).unwrap().id;
+    cut_over(&fleet, "b");
+    let image = fleet.volume("b", VOLUME).join("image");
+    let before = std::fs::read(&image).unwrap();
+    let hello = Message::Hello(Hello {
+        oldest: wire::OLDEST_VERSION,
+        newest: wire::VERSION,
+        volume: id.parse().unwrap(),
+        size: SIZE,
+    });
+    // Of no generation that ever was: refused with its name.
+    let mut peer = Peer::connect(fleet.replication(), 0);
+    peer.send(0, &hello);
+    let (seen, said, kind) = peer.hear();
+    assert_eq!(kind, Some(FailureKind::Fenced), "{said}");
+    assert!(seen >= Generation(1) && said.contains("former owner"), "{said}");
+
+    // The former owner's: it is told who owns the volume, because its hand-over may have to be finished,
+    // and nothing else is taken from it.
+    let frames: [(u64, Message<'_>); 3] = [
+        (9, Message::SeedBegin { from: 0 }),
+        (9, Message::EpochBegin { base: 1 }),
+        (9, Message::SeedWatermark { offset: SIZE }),
+    ];
+    for (epoch, frame) in frames {
+        let mut peer = Peer::connect(fleet.replication(), 1);
+        peer.send(0, &hello);
+        let (owned, said, _) = peer.hear();
+        assert_eq!(owned, Generation(2), "{said}");
+        assert!(said.contains("Owner"), "{said}");
+        peer.send(epoch, &frame);
+        let (_, said, kind) = peer.hear();
+        assert_eq!(kind, Some(FailureKind::Fenced), "{frame:?}: {said}");
+    }
+    // A replayed activation of another epoch, and one that was never handed over.
+    for (epoch, generation) in [(1, 2), (1, 9)] {
+        let mut peer = Peer::connect(fleet.replication(), 1);
+        peer.send(0, &hello);
+        peer.hear();
+        let generation = Generation(generation);
+        peer.send(epoch, &Message::Activate { generation });
+        let (_, said, kind) = peer.hear();
+        assert!(kind.is_some(), "{said}");
+    }
+    assert!(std::fs::read(&image).unwrap() == before, "the image changed");
+    let report = fleet.report(Who::Target, VOLUME).unwrap();
+    assert_eq!((report.role(), report.generation), (VolumeRole::Owner, 2));
+    write_blocks(&fleet, "b", 6, 3);
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    for file in ["meta", "peers.toml"] {
+        std::fs::copy(from.join(file), to.join(file)).unwrap();
+    }
+}
+
+/// Somebody restores a node's metadata from before the cutover. It believes that it owns the volume; its
+/// replica's node knows better, and is asked before a guest is served.
+#[test]
+fn a_former_owner_restored_from_an_older_copy_acknowledges_nothing() {
+    let mut fleet = replicated();
+    let backup = tempfile::tempdir().unwrap();
+    let dir = fleet.volume("a", VOLUME);
+    fleet.kill(Who::Source);
+    copy_files(&dir, backup.path());
+    fleet.restart(Who::Source);
+    fleet.until("a owns it", || {
+        (fleet.role(Who::Source)? == VolumeRole::Owner).then_some(())
+    });
+    cut_over(&fleet, "b");
+    write_blocks(&fleet, "b", 7, 5);
+    fleet.kill(Who::Source);
+    copy_files(backup.path(), &dir);
+    let image = fleet.volume("b", VOLUME).join("image");
+    let before = std::fs::read(&image).unwrap();
+    fleet.restart(Who::Source);
+    let report = fleet.report(Who::Source, VOLUME).unwrap();
+    assert_eq!((report.role(), report.generation), (VolumeRole::Standby, 2));
+    let refused = Client::connect(&fleet.uri("a", VOLUME), &[], PATIENCE);
+    assert!(refused.is_err(), "a former owner serves a guest");
+    assert!(std::fs::read(&image).unwrap() == before, "the image changed");
+    write_blocks(&fleet, "b", 8, 5);
+    // Its copy is of use again, once it is a replica.
+    add(&fleet, "a");
+    caught_up(&fleet, Who::Target);
+}
