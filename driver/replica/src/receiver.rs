@@ -18,7 +18,7 @@
 
 mod session;
 
-use crate::link::{self, Incoming};
+use crate::link::{self, Incoming, Link};
 use crate::record::{Record, State, Store};
 use crate::seam::Target;
 use crate::staging::Lane;
@@ -169,7 +169,7 @@ impl<D: Disk, G: Target> Receiver<D, G> {
             self.recover().await?;
             let version = self.check(&hello)?;
             link.set_version(version);
-            let owned = self.fence(generation).await?;
+            let owned = self.fence(&link, generation).await?;
             let mut session = session::Serving::new(self, &link, generation, owned);
             let result = {
                 let frames = pin!(session.run(&mut decoder, version));
@@ -207,9 +207,30 @@ impl<D: Disk, G: Target> Receiver<D, G> {
         wire::negotiate(hello.oldest, hello.newest)
     }
 
+    fn former(&self, generation: Generation, seen: Generation) -> Error {
+        Error::new(
+            ErrorKind::Fenced,
+            format!(
+                "volume {}: the source speaks for generation {generation}, but generation {seen} was \
+                 seen: it is a former owner",
+                self.volume
+            ),
+        )
+    }
+
+    /// Why a source of this generation need not even wait for its turn; `None` if it may.
+    pub fn refuses(&self, generation: Generation) -> Option<Error> {
+        let seen = self.store.get().generation;
+        (generation < seen).then(|| self.former(generation, seen))
+    }
+
     /// Refuse a former owner, and remember the generation before anything is answered. The answer
     /// says whether this node owns the volume by now.
-    async fn fence(&self, generation: Generation) -> Result<Option<Generation>> {
+    async fn fence<T: Transport>(
+        &self,
+        link: &Link<T>,
+        generation: Generation,
+    ) -> Result<Option<Generation>> {
         let before = self.store.get();
         let record = match self.target.gave_up().await? {
             // The record of the ownership that ended here proves what the image is.
@@ -221,14 +242,8 @@ impl<D: Disk, G: Target> Receiver<D, G> {
             _ => before,
         };
         if generation < record.generation {
-            return Err(Error::new(
-                ErrorKind::Fenced,
-                format!(
-                    "volume {}: the source speaks for generation {generation}, but generation {} \
-                     was seen: it is a former owner",
-                    self.volume, record.generation
-                ),
-            ));
+            link.set_generation(record.generation);
+            return Err(self.former(generation, record.generation));
         }
         if let Some(owned) = self
             .target

@@ -100,6 +100,9 @@ pub trait Source {
     /// How the guest fares now.
     fn guest_load(&self) -> GuestLoad;
 
+    /// The receiver's node has seen this generation, which is higher: this node is a former owner, and
+    /// must not acknowledge another write.
+    async fn replaced(&self, by: Generation) -> Result<()>;
     /// Begin to track for a replica that will be copied from now on. The answer names the seeding:
     /// the epoch that [`Source::cursor`] then gives until the first commit.
     async fn begin_seed(&self) -> Result<Epoch>;

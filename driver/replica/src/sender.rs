@@ -36,7 +36,7 @@ use futures_util::future::{Either, select};
 use std::cell::{Cell, RefCell};
 use std::pin::pin;
 use std::time::Duration;
-use wire::{Decoder, Encoder, Hello, HelloAck, Message, ReplicaState, SessionId};
+use wire::{Decoder, Encoder, FailureKind, Hello, HelloAck, Message, ReplicaState, SessionId};
 
 /// How long a receiver that owes an answer may be silent. It may have a large epoch to put onto a slow
 /// disk; given up too early, it finishes all the same, and is asked again.
@@ -182,6 +182,9 @@ impl<S: Source, D: Disk, C: Clock> Sender<S, D, C> {
         let ack = match decoder.message(&header)? {
             Message::HelloAck(ack) => ack,
             Message::Error { kind, sentence } => {
+                if kind == FailureKind::Fenced && header.generation > generation {
+                    self.source.replaced(header.generation).await?;
+                }
                 let e = format!("the receiver refused the connection: {sentence}");
                 return Err(Error::new(kind.error_kind(), e));
             }
@@ -192,6 +195,9 @@ impl<S: Source, D: Disk, C: Clock> Sender<S, D, C> {
                 ));
             }
         };
+        if ack.state == ReplicaState::Owner && header.generation > generation {
+            self.source.replaced(header.generation).await?;
+        }
         link.set_version(wire::negotiate(ack.version, ack.version)?);
         let session = Session {
             sender: self,

@@ -52,6 +52,10 @@ impl Source for SimSource {
         GuestLoad::default()
     }
 
+    async fn replaced(&self, by: Generation) -> Result<()> {
+        self.host.control(|v, now| v.observe(now, by)).await
+    }
+
     async fn begin_seed(&self) -> Result<Epoch> {
         let name = self.name();
         if self.cursor().is_some() {

@@ -108,6 +108,12 @@ impl ReplicaStatus {
         }
     }
 
+    /// Whether its node has answered, or cannot be reached.
+    pub(super) fn has_heard(&self) -> bool {
+        let inner = self.inner();
+        inner.state != v1::ReplicaState::Unspecified || !inner.trouble.is_empty()
+    }
+
     pub(super) fn mirroring(&self) {
         self.inner().state = v1::ReplicaState::Mirroring;
     }

@@ -22,13 +22,18 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use storage::ImageFile;
 use tokio::sync::{Mutex, Notify, mpsc};
 use volume::Role;
 
 /// From one increment of a replica to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How long a node that starts waits for those who have copies of its volumes. One that is away is
+/// noticed at once if its host answers, so this is for hosts that do not.
+const PEERS_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is looked whether they have answered.
+const PEERS_PAUSE: Duration = Duration::from_millis(10);
 /// The shortest interval that a bound can ask for.
 const INTERVAL_MIN: Duration = Duration::from_millis(50);
 
@@ -111,7 +116,35 @@ impl Volumes {
             };
             volumes.write().insert(name, slot);
         }
+        volumes.ask_peers().await;
         Ok(volumes)
+    }
+
+    /// Let those who have copies say whether somebody else owns a volume by now, before a guest is
+    /// served: this node's metadata may be an old copy that was put back. Who is away cannot say so.
+    async fn ask_peers(&self) {
+        let open = |slot: &Slot| match slot {
+            Slot::Open(hosted) => Some(hosted.clone()),
+            Slot::Broken(_) => None,
+        };
+        let all: Vec<Hosted> = self.read().values().filter_map(open).collect();
+        let waits = |h: &Hosted| {
+            let replicas = h.replicas();
+            h.is_offered() && replicas.values().any(|kept| !kept.status.has_heard())
+        };
+        let until = Instant::now() + PEERS_PATIENCE;
+        while all.iter().any(waits) && Instant::now() < until {
+            tokio::time::sleep(PEERS_PAUSE).await;
+        }
+        for hosted in all {
+            // One that has gone from its shard is offered to nobody either.
+            let standby = hosted.handle.call(|v, _| v.role() == Role::Standby).await;
+            if standby.unwrap_or(true) {
+                hosted.offered.store(false, Ordering::Release);
+                // Their tasks end with their handles.
+                hosted.replicas().clear();
+            }
+        }
     }
 
     async fn open_one(&self, name: &VolumeName, adopt_image: bool) -> Result<Hosted> {
@@ -288,6 +321,9 @@ impl Volumes {
                 for record in &peers.replica {
                     self.replicate(name, hosted, record).await?;
                 }
+                if let Some(handover) = peers.handover {
+                    self.ask(name, hosted, handover).await?;
+                }
             }
             Role::Relinquished {
                 to,
@@ -313,6 +349,33 @@ impl Volumes {
             }
             Role::Standby => {}
         }
+        Ok(())
+    }
+
+    /// A hand-over was asked for once: if its node is not among the replicas, ask it who owns the volume.
+    async fn ask(&self, name: &VolumeName, hosted: &Hosted, to: HandoverRecord) -> Result<()> {
+        let node: NodeName = to.to.parse()?;
+        if hosted.replicas().contains_key(&node) {
+            return Ok(());
+        }
+        let record = ReplicaRecord {
+            node: to.to,
+            address: to.replication,
+            interval_ms: u64::try_from(INTERVAL.as_millis()).unwrap_or(u64::MAX),
+            rate_bytes_per_second: 0,
+        };
+        let kept = self.replicate(name, hosted, &record).await?;
+        let replicas = Arc::clone(&hosted.replicas);
+        tokio::spawn(async move {
+            while kept.is_running() && !kept.status.has_heard() {
+                tokio::time::sleep(PEERS_PAUSE).await;
+            }
+            if let Err(e) = kept.stop().await {
+                tracing::warn!("stop asking {node}: {e}");
+            }
+            let mut replicas = replicas.lock().unwrap_or_else(PoisonError::into_inner);
+            replicas.retain(|n, k| *n != node || k.is_running());
+        });
         Ok(())
     }
 

@@ -254,9 +254,12 @@ async fn receive(
         incoming.refuse(&e).await;
         return Err(e);
     };
-    if incoming.generation >= standby.receiver.record().generation
-        && let Some(before) = standby.current.borrow_mut().replace(tcp.clone())
-    {
+    if let Some(e) = standby.receiver.refuses(incoming.generation) {
+        incoming.answer_for(standby.receiver.record().generation);
+        incoming.refuse(&e).await;
+        return Err(e);
+    }
+    if let Some(before) = standby.current.borrow_mut().replace(tcp.clone()) {
         before.cut();
     }
     let _serving = standby.serving.lock().await;

@@ -172,6 +172,18 @@ impl Source for ShardSource {
         guest.load
     }
 
+    async fn replaced(&self, by: Generation) -> Result<()> {
+        tracing::error!(
+            "{}: its node has seen generation {by}, so this node is a former owner: it acknowledges \
+             nothing any more",
+            self.name
+        );
+        self.handle
+            .control(move |v, now| v.observe(now, by))
+            .await?;
+        self.refresh().await
+    }
+
     async fn begin_seed(&self) -> Result<Epoch> {
         let name = self.name.clone();
         self.handle

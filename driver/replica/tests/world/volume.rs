@@ -232,6 +232,9 @@ impl Source for MemVolume {
     fn guest_load(&self) -> GuestLoad {
         GuestLoad::default()
     }
+    async fn replaced(&self, _by: Generation) -> Result<()> {
+        Ok(())
+    }
     async fn begin_seed(&self) -> Result<Epoch> {
         self.s.dirty.borrow_mut().clear();
         self.s.suspect.borrow_mut().clear();
