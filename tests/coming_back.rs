@@ -71,8 +71,7 @@ fn write_blocks(fleet: &Fleet, node: &str, seed: u64, count: u64) {
 }
 
 fn images_agree(fleet: &Fleet) -> Option<()> {
-    let [a, b] =
-        ["a", "b"].map(|n| std::fs::read(fleet.volume(n, VOLUME).join("image")).unwrap());
+    let [a, b] = ["a", "b"].map(|n| std::fs::read(fleet.volume(n, VOLUME).join("image")).unwrap());
     (a == b).then_some(())
 }
 
@@ -193,7 +192,10 @@ fn a_lower_generation_is_told_so_and_changes_nothing() {
     peer.send(0, &hello);
     let (seen, said, kind) = peer.hear();
     assert_eq!(kind, Some(FailureKind::Fenced), "{said}");
-    assert!(seen >= Generation(1) && said.contains("former owner"), "{said}");
+    assert!(
+        seen >= Generation(1) && said.contains("former owner"),
+        "{said}"
+    );
 
     // The former owner's: it is told who owns the volume, because its hand-over may have to be finished,
     // and nothing else is taken from it.
@@ -222,7 +224,10 @@ fn a_lower_generation_is_told_so_and_changes_nothing() {
         let (_, said, kind) = peer.hear();
         assert!(kind.is_some(), "{said}");
     }
-    assert!(std::fs::read(&image).unwrap() == before, "the image changed");
+    assert!(
+        std::fs::read(&image).unwrap() == before,
+        "the image changed"
+    );
     let report = fleet.report(Who::Target, VOLUME).unwrap();
     assert_eq!((report.role(), report.generation), (VolumeRole::Owner, 2));
     write_blocks(&fleet, "b", 6, 3);
@@ -258,7 +263,10 @@ fn a_former_owner_restored_from_an_older_copy_acknowledges_nothing() {
     assert_eq!((report.role(), report.generation), (VolumeRole::Standby, 2));
     let refused = Client::connect(&fleet.uri("a", VOLUME), &[], PATIENCE);
     assert!(refused.is_err(), "a former owner serves a guest");
-    assert!(std::fs::read(&image).unwrap() == before, "the image changed");
+    assert!(
+        std::fs::read(&image).unwrap() == before,
+        "the image changed"
+    );
     write_blocks(&fleet, "b", 8, 5);
     // Its copy is of use again, once it is a replica.
     add(&fleet, "a");

@@ -46,11 +46,12 @@ pub struct Args {
     /// Most connections at a time; more wait to be accepted
     #[arg(long, value_name = "N", default_value_t = 64)]
     connections: usize,
-    /// Threads with a ring of their own; one image keeps one of them busy
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    /// Threads with a ring of their own; one image keeps one of them busy, so more help only in
+    /// measurements
+    #[arg(long, value_name = "N", default_value_t = 1, hide_short_help = true, value_parser = clap::value_parser!(u8).range(1..=64))]
     shards: u8,
-    /// Give each shard a processor of its own
-    #[arg(long)]
+    /// Give each of these threads a processor of its own: where the host does nothing else
+    #[arg(long, hide_short_help = true)]
     pin: bool,
     /// Let other machines connect without encryption
     #[arg(long)]

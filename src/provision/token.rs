@@ -3,7 +3,6 @@
 //! and no state.
 
 use node::{Error, ErrorKind, Result};
-use std::io::Read;
 
 /// The controller's key for tokens.
 #[derive(Clone)]
@@ -15,11 +14,7 @@ impl TokenKey {
     /// # Errors
     /// The kernel gives no random bytes.
     pub fn random() -> Result<TokenKey> {
-        let mut key = [0; 32];
-        std::fs::File::open("/dev/urandom")
-            .and_then(|mut f| f.read_exact(&mut key))
-            .map_err(|e| Error::io("read random bytes for registration tokens", e))?;
-        Ok(TokenKey(key))
+        crate::identity::random().map(TokenKey)
     }
 
     /// A key from the store.

@@ -176,6 +176,7 @@ pub struct Fleet {
     nodes: [Option<Daemon>; 2],
     controller_at: SocketAddr,
     node_at: [SocketAddr; 2],
+    replication: SocketAddr,
     /// To a and to b.
     pub ways: [Ways; 2],
     commands: AtomicU64,
@@ -203,6 +204,7 @@ impl Fleet {
         let fleet = Fleet {
             ways: [Ways::open(ips[2], &a), Ways::open(ips[3], &b)],
             node_at: [a.said("listening"), b.said("listening")],
+            replication: b.said("replication"),
             controller: Some(controller),
             nodes: [Some(a), Some(b)],
             controller_at,
@@ -319,6 +321,14 @@ impl Fleet {
         Ok(value.unwrap())
     }
 
+    /// A command that must fail: what it says.
+    pub fn refused(&self, args: &[&str]) -> String {
+        let out = self.command(args).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(1), "{args:?}: {said}");
+        said
+    }
+
     pub fn begin(&self, args: &[&str]) -> Running {
         let n = self.commands.fetch_add(1, Ordering::Relaxed);
         let log = self.dir.path().join(format!("command-{n}.log"));
@@ -345,6 +355,11 @@ impl Fleet {
     /// gRPC of the two nodes, without the links between.
     pub fn node_addresses(&self) -> [SocketAddr; 2] {
         self.node_at
+    }
+
+    /// Where node b takes replication, without the gate between.
+    pub fn replication(&self) -> SocketAddr {
+        self.replication
     }
 
     /// What a node reports of a volume; `None` if the node does not answer.

@@ -10,6 +10,7 @@
     reason = "a test fails by panicking and speaks to the person who runs it"
 )]
 
+pub mod mount;
 pub mod raw;
 
 use std::ffi::OsStr;

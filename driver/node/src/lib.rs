@@ -2,6 +2,7 @@
 //! finds here.
 
 pub mod client;
+mod complaints;
 pub mod config;
 pub mod daemon;
 pub mod datadir;

@@ -8,6 +8,7 @@
 pub(crate) mod listener;
 pub(crate) mod state;
 
+use crate::complaints::Complaints;
 use crate::engine::{CONNECTIONS_MAX, Engine, VOLUME_REQUESTS_MAX, VolumeHandle, VolumeSpec};
 use block::{Error, ErrorKind, Result};
 use listener::Listener;
@@ -182,6 +183,7 @@ async fn accept_all(
     volume: &VolumeHandle,
 ) {
     let mut handshakes: VecDeque<AbortHandle> = VecDeque::with_capacity(HANDSHAKES_MAX);
+    let complaints = Arc::new(Complaints::default());
     loop {
         let stream = match listener.accept().await {
             Ok(stream) => stream,
@@ -198,7 +200,7 @@ async fn accept_all(
             oldest.abort();
         }
         let (exports, volume) = (Arc::clone(exports), volume.clone());
-        let places = Arc::clone(places);
+        let (places, complaints) = (Arc::clone(places), Arc::clone(&complaints));
         let handshake = tokio::spawn(async move {
             let joined = match stream.handshake(&*exports, HANDSHAKE_DEADLINE).await {
                 Ok(accepted) => match places.acquire_owned().await {
@@ -210,7 +212,7 @@ async fn accept_all(
             match joined {
                 Ok(()) => {}
                 Err(e) if e.kind() == ErrorKind::Disconnected => tracing::debug!("{e}"),
-                Err(e) => tracing::warn!("{e}"),
+                Err(e) => complaints.warn(e),
             }
         });
         handshakes.push_back(handshake.abort_handle());

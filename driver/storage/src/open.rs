@@ -1,6 +1,6 @@
 //! Opening an image: what kind of file, how large, aligned to what, and ours alone.
 
-use block::{Error, ErrorKind, Result};
+use block::{Error, ErrorKind, ImageMark, Result};
 use std::fs::{File, OpenOptions as FsOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -51,6 +51,8 @@ pub struct ImageFile {
     pub path: PathBuf,
     /// Bytes.
     pub size: u64,
+    /// What told it from other images when it was opened.
+    pub mark: ImageMark,
     pub(crate) main: OwnedFd,
     /// A second, buffered descriptor where `main` is O_DIRECT: for the piece of the last unit of a
     /// file whose size is no multiple of it.
@@ -80,7 +82,7 @@ impl ImageFile {
         let device = meta.file_type().is_block_device();
         if !device && !meta.file_type().is_file() {
             return Err(Error::new(
-                ErrorKind::Invalid,
+                ErrorKind::Unsupported,
                 format!("image {shown} is neither a regular file nor a block device"),
             ));
         }
@@ -91,11 +93,13 @@ impl ImageFile {
         };
         if size == 0 {
             return Err(Error::new(
-                ErrorKind::Invalid,
+                ErrorKind::Unsupported,
                 format!("image {shown} is empty: give it a size with --create or truncate -s"),
             ));
         }
         lock(&plain, path, options.read_only)?;
+        // Before anything is tried on it that its file system could take for a change.
+        let mark = crate::mark(&plain)?;
         let punches = !options.read_only && (device || can_punch(&plain, size));
         let (main, buffered, unit) = match options.cache {
             CacheMode::Writeback => (plain.into(), None, 1),
@@ -120,6 +124,7 @@ impl ImageFile {
         Ok(ImageFile {
             path: path.to_owned(),
             size,
+            mark,
             main,
             buffered,
             unit,
@@ -289,8 +294,14 @@ fn dio_unit(file: &File) -> Option<u32> {
 fn can_punch(file: &File, size: u64) -> bool {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     let past = size.next_multiple_of(4096) as libc::off_t;
+    let changed = file.metadata().and_then(|m| m.modified());
     // SAFETY: no memory is passed.
-    unsafe { libc::fallocate(file.as_raw_fd(), mode, past, 4096) == 0 }
+    let can = unsafe { libc::fallocate(file.as_raw_fd(), mode, past, 4096) == 0 };
+    if let Ok(changed) = changed {
+        // It changed nothing, and must not look as if it had. Only the file's owner may say so.
+        let _ = file.set_modified(changed);
+    }
+    can
 }
 
 #[cfg(test)]

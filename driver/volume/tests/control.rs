@@ -466,7 +466,105 @@ fn a_node_that_gets_a_volume_back_serves_it() {
 
     let c = a.vol.activate(Generation(3), Epoch(epoch.0 + 100)).unwrap();
     assert_eq!(a.ended(c), Some(Ok(())));
-    assert_eq!(a.write(1, 5), Admission::Issue);
+    assert_eq!(a.write(1, 5), Admission::Held, "the area needs an intent");
+    assert!(a.said(|x| matches!(x, Action::Issue(RequestId(1)))));
+}
+
+/// After a cutover the copy left behind was compared in full. It is tracked from the moment that the
+/// volume is taken over; whoever proves to have that epoch takes the place, and only once.
+#[test]
+fn the_former_owners_copy_is_tracked_until_it_differs_too_much() {
+    let former = |a: &Node| {
+        a.vol
+            .cursors()
+            .iter()
+            .any(|c| c.name == CursorName::FormerOwner)
+    };
+    let mut a = Node::new(1 << 30, Role::Standby);
+    let c = a.vol.activate(Generation(2), Epoch(7)).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    let _ = a.write(0, 3);
+    assert!(a.said(|x| matches!(x, Action::Issue(RequestId(0)))));
+    assert_eq!(a.vol.complete(NOW, RequestId(0), Ok(())), OK);
+    // A crash in between: what the intents cover is suspect.
+    a.reopen(1 << 30);
+    assert!(former(&a));
+    let other = a.vol.add_cursor(replica("n3"), Start::At(Epoch(6)));
+    assert_eq!(other.unwrap_err().kind(), ErrorKind::NotFound);
+    let c = a
+        .vol
+        .add_cursor(replica("n1"), Start::At(Epoch(7)))
+        .unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    assert!(!former(&a));
+    let snapshot = a.vol.rotate(&replica("n1")).unwrap();
+    assert!(snapshot.is_pending(Block(3)));
+    assert!(!snapshot.is_pending(Block(4096)));
+
+    let mut b = Node::new(1 << 30, Role::Standby);
+    let c = b.vol.activate(Generation(2), Epoch(7)).unwrap();
+    assert_eq!(b.ended(c), Some(Ok(())));
+    for area in 0..65 {
+        assert!(former(&b), "64 of 256 areas are not too much");
+        let _ = b.write(area % 8, u64::from(area) * 1024);
+        b.run();
+        assert_eq!(b.vol.complete(NOW, RequestId(area % 8), Ok(())), OK);
+    }
+    b.run();
+    assert!(!former(&b), "more than a quarter is");
+}
+
+/// An image is known again by its mark. Another one is refused, or adopted: then all of it is suspect
+/// before the new mark is on disk.
+#[test]
+fn an_exchanged_image_is_refused_or_all_suspect() {
+    let mark = |inode| ImageMark {
+        inode,
+        born: 2,
+        modified: 0,
+    };
+    let size = 1 << 30;
+    let mut a = Node::new(size, owner());
+    let c = a
+        .vol
+        .add_cursor(replica("n2"), Start::At(Epoch(0)))
+        .unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    let open = |meta: &[u8]| Volume::open(config(size), None, meta).unwrap();
+    // Metadata without a mark: the first image that comes is known from then on.
+    a.vol = open(&a.meta);
+    assert!(!a.vol.know_image(mark(1), false).unwrap());
+    a.run();
+    a.vol = open(&a.meta);
+    let e = a.vol.know_image(mark(9), false).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Corrupt);
+    assert!(a.vol.know_image(mark(9), true).unwrap());
+    assert_eq!(a.vol.intents().unwrap().len(), size / block::AREA_BYTES);
+    // Whatever a crash leaves on the way: the old mark, or the new one and every intent.
+    let mut left = vec![a.meta.clone()];
+    while let Some(action) = a.vol.poll() {
+        match action {
+            Action::WriteMeta { slot, bytes } => {
+                a.meta[slot as usize * 4096..][..4096].copy_from_slice(&bytes[..]);
+                left.push(a.meta.clone());
+            }
+            Action::SyncMeta => a.vol.meta_synced(NOW, Ok(())),
+            _ => {}
+        }
+    }
+    let mut adopted = 0;
+    for meta in &left {
+        let mut v = open(meta);
+        if v.know_image(mark(9), false).is_ok() {
+            adopted += 1;
+            assert_eq!(v.intents().unwrap().len(), size / block::AREA_BYTES);
+        }
+    }
+    assert!(
+        adopted > 0 && adopted < left.len(),
+        "{adopted} of {}",
+        left.len()
+    );
 }
 
 /// A connection broke while its sender waited for a rotation to settle. Nobody knew of the snapshot

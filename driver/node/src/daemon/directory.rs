@@ -100,7 +100,7 @@ fn make_in(data: &DataDir, dir: &Path, new: &NewVolume) -> Result<VolumeSpec> {
         image: shown.to_string_lossy().into_owned(),
     };
     let mut volume = Volume::create(config(&image), identity, role)?;
-    volume.know_image(image.mark()?, false)?;
+    volume.know_image(image.mark, false)?;
     let meta = open_meta(dir, image.size)?;
     Ok(VolumeSpec {
         volume,
@@ -142,7 +142,7 @@ pub(super) fn open(data: &DataDir, name: &VolumeName, adopt_image: bool) -> Resu
         ));
     }
     let adopted = volume
-        .know_image(image.mark()?, adopt_image)
+        .know_image(image.mark, adopt_image)
         .map_err(|e| exchanged(name, &image, &e))?;
     if adopted {
         tracing::warn!(
@@ -216,7 +216,8 @@ fn open_meta(dir: &Path, size: u64) -> Result<(MetaFile, std::os::fd::OwnedFd)> 
     )
 }
 
-fn sync_dir(dir: &Path) -> Result<()> {
+/// Make the names in a directory durable.
+pub(super) fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir)
         .and_then(|d| d.sync_all())
         .map_err(|e| Error::io(format!("sync directory {}", dir.display()), e))

@@ -1,8 +1,9 @@
 //! Guests: connections are accepted and handshaken here, and handed to the volume's home shard.
 
 use super::Volumes;
+use crate::complaints::Complaints;
 use crate::serve::listener::{Listener, Stream};
-use block::ErrorKind;
+use block::{ErrorKind, Result};
 use nbd::accept::HANDSHAKE_DEADLINE;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -36,6 +37,7 @@ impl Reach {
 /// Accept for ever. Each handshake is a task of its own under a deadline.
 pub(super) async fn accept_all(listener: Listener, volumes: Arc<Volumes>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let complaints = Arc::new(Complaints::default());
     loop {
         // A place first: beyond the cap clients wait in the listener's queue.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -43,8 +45,12 @@ pub(super) async fn accept_all(listener: Listener, volumes: Arc<Volumes>) {
         };
         match listener.accept().await {
             Ok(stream) => {
-                let volumes = Arc::clone(&volumes);
-                tokio::spawn(async move { receive(stream, &volumes, Box::new(place)).await });
+                let (volumes, complaints) = (Arc::clone(&volumes), Arc::clone(&complaints));
+                tokio::spawn(async move {
+                    if let Err(e) = receive(stream, &volumes, Box::new(place)).await {
+                        complaints.warn(e);
+                    }
+                });
             }
             Err(e) => {
                 tracing::warn!("accept: {e}");
@@ -54,14 +60,20 @@ pub(super) async fn accept_all(listener: Listener, volumes: Arc<Volumes>) {
     }
 }
 
-async fn receive(stream: Stream, volumes: &Volumes, place: Box<dyn std::any::Any + Send>) {
+async fn receive(
+    stream: Stream,
+    volumes: &Volumes,
+    place: Box<dyn std::any::Any + Send>,
+) -> Result<()> {
     let joined = match stream.handshake(volumes, HANDSHAKE_DEADLINE).await {
         Ok(accepted) => volumes.connect(accepted, place),
         Err(e) => Err(e),
     };
     match joined {
-        Ok(()) => {}
-        Err(e) if e.kind() == ErrorKind::Disconnected => tracing::debug!("{e}"),
-        Err(e) => tracing::warn!("{e}"),
+        Err(e) if e.kind() == ErrorKind::Disconnected => {
+            tracing::debug!("{e}");
+            Ok(())
+        }
+        result => result,
     }
 }

@@ -2,6 +2,7 @@
 //! was begun. A file of its own, `peers.toml`, because it says where to connect and decides nothing:
 //! who owns the volume and what a replica has is in the volume's metadata.
 
+use super::directory::sync_dir;
 use block::{Error, ErrorKind, NodeName, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -86,8 +87,8 @@ impl Peers {
         file.write_all(text.as_bytes())
             .and_then(|()| file.sync_all())
             .and_then(|()| std::fs::rename(&beside, &path))
-            .and_then(|()| File::open(dir)?.sync_all())
-            .map_err(asked)
+            .map_err(asked)?;
+        sync_dir(dir)
     }
 
     /// Remember a replica, or change what is remembered of it.

@@ -83,7 +83,11 @@ impl ReplicaStatus {
                 });
             }
             News::Event(Event::Increment(..)) => {
-                if inner.state == v1::ReplicaState::Seeding {
+                let known = inner.state;
+                if matches!(
+                    known,
+                    v1::ReplicaState::Seeding | v1::ReplicaState::Unspecified
+                ) {
                     inner.state = v1::ReplicaState::CatchingUp;
                 }
             }

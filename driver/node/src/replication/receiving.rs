@@ -10,6 +10,7 @@
 
 use super::target::ShardTarget;
 use super::tcp::Tcp;
+use crate::complaints::Complaints;
 use crate::engine::VolumeHandle;
 use block::{Error, ErrorKind, Result, VolumeId};
 use replica::{Files, Receiver, Record, greet, staging_bytes};
@@ -192,6 +193,7 @@ async fn open(spec: StandbySpec) -> Result<Standby> {
 
 async fn accept(listener: TcpListener, standbys: Standbys) {
     let greeting = Rc::new(Cell::new(0));
+    let complaints = Rc::new(Complaints::default());
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -203,17 +205,20 @@ async fn accept(listener: TcpListener, standbys: Standbys) {
             }
         };
         if greeting.get() >= GREETINGS_MAX {
-            tracing::warn!(%peer, "too many replication peers that do not introduce themselves");
+            complaints.warn(format_args!(
+                "{peer}: too many replication peers that do not introduce themselves"
+            ));
             continue;
         }
         let (standbys, greeting) = (standbys.clone(), greeting.clone());
+        let complaints = complaints.clone();
         greeting.set(greeting.get() + 1);
         tokio_uring::spawn(async move {
             let served = receive(stream, peer, &standbys, || greeting.set(greeting.get() - 1));
             if let Err(e) = served.await
                 && e.kind() != ErrorKind::Disconnected
             {
-                tracing::warn!(%peer, "replication connection: {e}");
+                complaints.warn(format_args!("replication connection from {peer}: {e}"));
             }
         });
     }

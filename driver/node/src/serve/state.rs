@@ -58,7 +58,7 @@ pub(super) async fn host(
             Volume::open(config, None, &pages.read()?).map_err(|e| e.within(asked()))?;
         belongs(&volume, &path).map_err(|e| e.within(asked()))?;
         let adopted = volume
-            .know_image(image.mark()?, tracking.adopt_image)
+            .know_image(image.mark, tracking.adopt_image)
             .map_err(|e| exchanged(&path, &e).within(asked()))?;
         if adopted {
             tracing::warn!("the image was exchanged: all of it counts as changed");
@@ -70,7 +70,7 @@ pub(super) async fn host(
             since: Epoch(0),
         };
         let mut volume = Volume::create(config, identity(tracking.id, &path)?, owner)?;
-        volume.know_image(image.mark()?, false)?;
+        volume.know_image(image.mark, false)?;
         volume
     };
     let spec = VolumeSpec {
