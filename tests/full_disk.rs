@@ -58,9 +58,22 @@ impl Small {
     fn fill_but(&self, mib: u64) {
         let free = nix::sys::statvfs::statvfs(self.path()).unwrap();
         let free = free.blocks_available() * free.fragment_size();
-        let size = i64::try_from(free.saturating_sub(mib * MIB)).unwrap();
+        let mut left = free.saturating_sub(mib * MIB) / 4096;
         let file = File::create(self.ballast()).unwrap();
-        nix::fcntl::posix_fallocate(&file, 0, size).unwrap();
+        // The file system takes some for itself on the way.
+        let (mut at, mut step) = (0, left);
+        while step > 0 && left > 0 {
+            let (from, len) = (at * 4096, step * 4096);
+            match nix::fcntl::posix_fallocate(&file, from as i64, len as i64) {
+                Ok(()) => {
+                    at += step;
+                    left -= step;
+                }
+                Err(nix::errno::Errno::ENOSPC) => step /= 2,
+                Err(e) => panic!("{e}"),
+            }
+            step = step.min(left);
+        }
     }
 
     fn make_room(&self) {

@@ -85,6 +85,7 @@ fn serve_refuses_another_file_in_the_images_place_until_it_is_told_to_adopt_it()
     assert!(said.contains("--adopt-image"), "{said}");
 
     let adopting = serve(&image, &["--adopt-image"]);
+    write(&adopting.uri(), MIB, 8);
     assert!(adopting.log().contains("exchanged"), "{}", adopting.log());
     adopting.stop();
     serve(&image, &[]).stop();

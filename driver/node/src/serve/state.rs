@@ -54,8 +54,8 @@ pub(super) async fn host(
     let slots = usize::try_from(meta_bytes(config.size)).unwrap_or(usize::MAX) / SLOT_BYTES;
     let (pages, fd) = MetaFile::open(&at, slots)?;
     let volume = if known {
-        let mut volume =
-            Volume::open(config, None, &pages.read()?).map_err(|e| e.within(asked()))?;
+        let mut volume = Volume::open(config, None, &pages.read()?)
+            .map_err(|e| e.within(path.display()).within(asked()))?;
         belongs(&volume, &path).map_err(|e| e.within(asked()))?;
         let adopted = volume
             .know_image(image.mark, tracking.adopt_image)
