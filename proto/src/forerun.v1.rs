@@ -286,7 +286,7 @@ impl CutoverPhase {
 pub struct StartRequest {
     #[prost(string, tag = "1")]
     pub operation_id: ::prost::alloc::string::String,
-    #[prost(oneof = "start_request::Command", tags = "2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "start_request::Command", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub command: ::core::option::Option<start_request::Command>,
 }
 /// Nested message and enum types in `StartRequest`.
@@ -307,6 +307,12 @@ pub mod start_request {
         RemoveReplica(super::RemoveReplica),
         #[prost(message, tag = "8")]
         Cutover(super::Cutover),
+        #[prost(message, tag = "9")]
+        GrowNode(super::GrowNode),
+        #[prost(message, tag = "10")]
+        RetireNode(super::RetireNode),
+        #[prost(message, tag = "11")]
+        ResizeNode(super::ResizeNode),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -365,6 +371,33 @@ pub struct Cutover {
     pub volume: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub to: ::prost::alloc::string::String,
+}
+/// Make a node at a site, and seed copies of volumes to it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GrowNode {
+    #[prost(string, tag = "1")]
+    pub site: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub shape: ::prost::alloc::string::String,
+    /// Empty: the controller chooses.
+    #[prost(string, tag = "3")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "4")]
+    pub volumes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Empty a node that was made so, and destroy it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RetireNode {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+}
+/// Replace such a node by one of another shape.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResizeNode {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub shape: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Step {
@@ -493,6 +526,11 @@ pub struct NodeInfo {
     pub replicas: u32,
     #[prost(message, optional, tag = "8")]
     pub metrics: ::core::option::Option<NodeMetrics>,
+    /// The shape in which it was bought; empty if people brought it.
+    #[prost(string, tag = "9")]
+    pub shape: ::prost::alloc::string::String,
+    #[prost(bool, tag = "10")]
+    pub draining: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListEventsRequest {
@@ -535,6 +573,83 @@ pub struct AttachResponse {
     #[prost(string, repeated, tag = "3")]
     pub uris: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlanRequest {
+    /// Carry it out now, whatever the mode.
+    #[prost(bool, tag = "1")]
+    pub apply: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlanResponse {
+    /// As `forerun plan --output json` prints it.
+    #[prost(string, tag = "1")]
+    pub json: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReviewRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReviewResponse {
+    /// As `forerun plan --review --output json` prints it.
+    #[prost(string, tag = "1")]
+    pub json: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AddCalendarEventsRequest {
+    /// One or more [event](event) tables, as in the calendar's file. An event of a name that is known
+    /// replaces it.
+    #[prost(string, tag = "1")]
+    pub toml: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AddCalendarEventsResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveCalendarEventRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveCalendarEventResponse {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListCalendarRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListCalendarResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub events: ::prost::alloc::vec::Vec<CalendarEvent>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CalendarEvent {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// "maintenance" or "spike".
+    #[prost(string, tag = "2")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "3")]
+    pub nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "4")]
+    pub site: ::prost::alloc::string::String,
+    /// Under way, or the next time within a year; zero if there is none.
+    #[prost(uint64, tag = "5")]
+    pub next_unix: u64,
+    #[prost(uint64, tag = "6")]
+    pub lasts_seconds: u64,
+    /// Zero: once.
+    #[prost(uint64, tag = "7")]
+    pub every_seconds: u64,
+    #[prost(double, tag = "8")]
+    pub probability: f64,
+    #[prost(double, tag = "9")]
+    pub load: f64,
+    /// It is in the controller's calendar file, and is changed there.
+    #[prost(bool, tag = "10")]
+    pub from_file: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndQuarantineRequest {
+    #[prost(string, tag = "1")]
+    pub site: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndQuarantineResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RegisterRequest {
     #[prost(string, tag = "1")]
@@ -548,6 +663,9 @@ pub struct RegisterRequest {
     pub replication_address: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
     pub nbd_address: ::prost::alloc::string::String,
+    /// Of a node that was provisioned: good for the first address that shows it.
+    #[prost(string, tag = "6")]
+    pub token: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RegisterResponse {
@@ -569,6 +687,42 @@ pub struct NodeMetrics {
     /// Busy share of all CPUs since the last heartbeat, in thousandths.
     #[prost(uint32, tag = "6")]
     pub cpu_permille: u32,
+    /// Totals since the host started.
+    #[prost(uint64, tag = "7")]
+    pub disk_read_bytes: u64,
+    #[prost(uint64, tag = "8")]
+    pub disk_written_bytes: u64,
+    #[prost(uint64, tag = "9")]
+    pub network_received_bytes: u64,
+    #[prost(uint64, tag = "10")]
+    pub network_sent_bytes: u64,
+}
+/// The extents of a volume that guests wrote since the last such word.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WriteTrail {
+    #[prost(string, tag = "1")]
+    pub volume: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub extent_bytes: u64,
+    /// Lengths of runs of extents: not written, written, not written, and so on.
+    #[prost(uint32, repeated, tag = "3")]
+    pub runs: ::prost::alloc::vec::Vec<u32>,
+}
+/// How far another node is: the median of its latest answers.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PeerLatency {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub micros: u32,
+}
+/// A node to be measured.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Peer {
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeartbeatRequest {
@@ -578,12 +732,18 @@ pub struct HeartbeatRequest {
     pub volumes: ::prost::alloc::vec::Vec<VolumeReport>,
     #[prost(message, optional, tag = "3")]
     pub metrics: ::core::option::Option<NodeMetrics>,
+    #[prost(message, repeated, tag = "4")]
+    pub trails: ::prost::alloc::vec::Vec<WriteTrail>,
+    #[prost(message, repeated, tag = "5")]
+    pub latencies: ::prost::alloc::vec::Vec<PeerLatency>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeartbeatResponse {
     /// The controller does not know the node: register again.
     #[prost(bool, tag = "1")]
     pub register: bool,
+    #[prost(message, repeated, tag = "2")]
+    pub peers: ::prost::alloc::vec::Vec<Peer>,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -865,6 +1025,141 @@ pub mod fleet_client {
             req.extensions_mut().insert(GrpcMethod::new("forerun.v1.Fleet", "Attach"));
             self.inner.unary(req, path, codec).await
         }
+        /// Where copies should be, what that costs, and why.
+        pub async fn plan(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PlanRequest>,
+        ) -> std::result::Result<tonic::Response<super::PlanResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/forerun.v1.Fleet/Plan");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("forerun.v1.Fleet", "Plan"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// How right past plans were.
+        pub async fn review(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReviewRequest>,
+        ) -> std::result::Result<tonic::Response<super::ReviewResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/forerun.v1.Fleet/Review");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("forerun.v1.Fleet", "Review"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn add_calendar_events(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AddCalendarEventsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AddCalendarEventsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/forerun.v1.Fleet/AddCalendarEvents",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("forerun.v1.Fleet", "AddCalendarEvents"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn remove_calendar_event(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveCalendarEventRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveCalendarEventResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/forerun.v1.Fleet/RemoveCalendarEvent",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("forerun.v1.Fleet", "RemoveCalendarEvent"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_calendar(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListCalendarRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCalendarResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/forerun.v1.Fleet/ListCalendar",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("forerun.v1.Fleet", "ListCalendar"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Let a site have new nodes again after repeated failures.
+        pub async fn end_quarantine(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EndQuarantineRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EndQuarantineResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/forerun.v1.Fleet/EndQuarantine",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("forerun.v1.Fleet", "EndQuarantine"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -933,6 +1228,45 @@ pub mod fleet_server {
             &self,
             request: tonic::Request<super::AttachRequest>,
         ) -> std::result::Result<tonic::Response<super::AttachResponse>, tonic::Status>;
+        /// Where copies should be, what that costs, and why.
+        async fn plan(
+            &self,
+            request: tonic::Request<super::PlanRequest>,
+        ) -> std::result::Result<tonic::Response<super::PlanResponse>, tonic::Status>;
+        /// How right past plans were.
+        async fn review(
+            &self,
+            request: tonic::Request<super::ReviewRequest>,
+        ) -> std::result::Result<tonic::Response<super::ReviewResponse>, tonic::Status>;
+        async fn add_calendar_events(
+            &self,
+            request: tonic::Request<super::AddCalendarEventsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AddCalendarEventsResponse>,
+            tonic::Status,
+        >;
+        async fn remove_calendar_event(
+            &self,
+            request: tonic::Request<super::RemoveCalendarEventRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveCalendarEventResponse>,
+            tonic::Status,
+        >;
+        async fn list_calendar(
+            &self,
+            request: tonic::Request<super::ListCalendarRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCalendarResponse>,
+            tonic::Status,
+        >;
+        /// Let a site have new nodes again after repeated failures.
+        async fn end_quarantine(
+            &self,
+            request: tonic::Request<super::EndQuarantineRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EndQuarantineResponse>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct FleetServer<T> {
@@ -1304,6 +1638,272 @@ pub mod fleet_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AttachSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/forerun.v1.Fleet/Plan" => {
+                    #[allow(non_camel_case_types)]
+                    struct PlanSvc<T: Fleet>(pub Arc<T>);
+                    impl<T: Fleet> tonic::server::UnaryService<super::PlanRequest>
+                    for PlanSvc<T> {
+                        type Response = super::PlanResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PlanRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Fleet>::plan(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PlanSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/forerun.v1.Fleet/Review" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReviewSvc<T: Fleet>(pub Arc<T>);
+                    impl<T: Fleet> tonic::server::UnaryService<super::ReviewRequest>
+                    for ReviewSvc<T> {
+                        type Response = super::ReviewResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReviewRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Fleet>::review(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReviewSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/forerun.v1.Fleet/AddCalendarEvents" => {
+                    #[allow(non_camel_case_types)]
+                    struct AddCalendarEventsSvc<T: Fleet>(pub Arc<T>);
+                    impl<
+                        T: Fleet,
+                    > tonic::server::UnaryService<super::AddCalendarEventsRequest>
+                    for AddCalendarEventsSvc<T> {
+                        type Response = super::AddCalendarEventsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AddCalendarEventsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Fleet>::add_calendar_events(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AddCalendarEventsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/forerun.v1.Fleet/RemoveCalendarEvent" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveCalendarEventSvc<T: Fleet>(pub Arc<T>);
+                    impl<
+                        T: Fleet,
+                    > tonic::server::UnaryService<super::RemoveCalendarEventRequest>
+                    for RemoveCalendarEventSvc<T> {
+                        type Response = super::RemoveCalendarEventResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveCalendarEventRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Fleet>::remove_calendar_event(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveCalendarEventSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/forerun.v1.Fleet/ListCalendar" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListCalendarSvc<T: Fleet>(pub Arc<T>);
+                    impl<
+                        T: Fleet,
+                    > tonic::server::UnaryService<super::ListCalendarRequest>
+                    for ListCalendarSvc<T> {
+                        type Response = super::ListCalendarResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListCalendarRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Fleet>::list_calendar(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListCalendarSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/forerun.v1.Fleet/EndQuarantine" => {
+                    #[allow(non_camel_case_types)]
+                    struct EndQuarantineSvc<T: Fleet>(pub Arc<T>);
+                    impl<
+                        T: Fleet,
+                    > tonic::server::UnaryService<super::EndQuarantineRequest>
+                    for EndQuarantineSvc<T> {
+                        type Response = super::EndQuarantineResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EndQuarantineRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Fleet>::end_quarantine(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EndQuarantineSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -1733,6 +2333,10 @@ pub mod registry_server {
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PingRequest {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PingResponse {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatusResponse {
@@ -1799,6 +2403,12 @@ pub struct StartReplicaRequest {
     /// Zero is no cap.
     #[prost(uint64, tag = "6")]
     pub rate_bytes_per_second: u64,
+    /// In which order a baseline is best copied: runs of extents of this size, first extent and number in
+    /// turn, those last that will soon be written again. A hint: what it leaves out is copied first.
+    #[prost(uint64, tag = "7")]
+    pub extent_bytes: u64,
+    #[prost(uint32, repeated, tag = "8")]
+    pub order: ::prost::alloc::vec::Vec<u32>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StartReplicaResponse {}
@@ -1920,6 +2530,25 @@ pub mod node_client {
         pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
+        }
+        /// Answers at once: how far this node is.
+        pub async fn ping(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PingRequest>,
+        ) -> std::result::Result<tonic::Response<super::PingResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/forerun.v1.Node/Ping");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("forerun.v1.Node", "Ping"));
+            self.inner.unary(req, path, codec).await
         }
         pub async fn status(
             &mut self,
@@ -2092,6 +2721,11 @@ pub mod node_server {
     /// Generated trait containing gRPC methods that should be implemented for use with NodeServer.
     #[async_trait]
     pub trait Node: std::marker::Send + std::marker::Sync + 'static {
+        /// Answers at once: how far this node is.
+        async fn ping(
+            &self,
+            request: tonic::Request<super::PingRequest>,
+        ) -> std::result::Result<tonic::Response<super::PingResponse>, tonic::Status>;
         async fn status(
             &self,
             request: tonic::Request<super::StatusRequest>,
@@ -2215,6 +2849,49 @@ pub mod node_server {
         }
         fn call(&mut self, req: http::Request<B>) -> Self::Future {
             match req.uri().path() {
+                "/forerun.v1.Node/Ping" => {
+                    #[allow(non_camel_case_types)]
+                    struct PingSvc<T: Node>(pub Arc<T>);
+                    impl<T: Node> tonic::server::UnaryService<super::PingRequest>
+                    for PingSvc<T> {
+                        type Response = super::PingResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PingRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Node>::ping(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PingSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/forerun.v1.Node/Status" => {
                     #[allow(non_camel_case_types)]
                     struct StatusSvc<T: Node>(pub Arc<T>);

@@ -5,6 +5,7 @@
 //! (failed) or 2 (usage).
 
 mod attach;
+mod calendar;
 mod client;
 mod controller;
 mod cutover;
@@ -17,7 +18,9 @@ mod nodes;
 mod operation;
 pub(crate) mod out;
 mod plan;
+mod planned;
 mod progress;
+mod provision;
 mod replica;
 mod serve;
 mod simulate;
@@ -96,8 +99,14 @@ enum Verb {
     Cutover(cutover::Args),
     /// List the nodes that registered, and what they hold
     NodeList,
+    /// Make nodes at a site, destroy and replace them
+    #[command(subcommand)]
+    Provision(provision::Verb),
     /// Say where copies should be, what that costs, and why
     Plan(plan::Args),
+    /// Tell the planner of events ahead: maintenance and traffic spikes
+    #[command(subcommand)]
+    Calendar(calendar::Verb),
     /// Forecast a series, or score forecasts of its past
     Forecast(forecast::Args),
     /// Replay decisions over recorded load
@@ -150,7 +159,9 @@ fn run(cli: Cli, out: &Out) -> Result<(), Failure> {
         Verb::Replica(verb) => block_on(replica::run(verb, controller, out)),
         Verb::Cutover(args) => block_on(cutover::run(args, controller, out)),
         Verb::NodeList => block_on(nodes::list(controller, out)),
-        Verb::Plan(args) => plan::run(&args, out),
+        Verb::Provision(verb) => block_on(provision::run(verb, controller, out)),
+        Verb::Plan(args) => plan::run(&args, controller, out),
+        Verb::Calendar(verb) => block_on(calendar::run(verb, controller, out)),
         Verb::Forecast(args) => forecast::run(&args, out),
         Verb::Simulate(args) => simulate::run(&args, out),
         Verb::Events(args) => block_on(events::run(args, controller, out)),

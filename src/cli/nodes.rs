@@ -22,6 +22,8 @@ struct Row {
     cpu_percent: f64,
     memory_available_bytes: u64,
     memory_total_bytes: u64,
+    shape: String,
+    draining: bool,
 }
 
 impl From<NodeInfo> for Row {
@@ -41,6 +43,8 @@ impl From<NodeInfo> for Row {
             cpu_percent: f64::from(m.cpu_permille) / 10.0,
             memory_available_bytes: m.memory_available_bytes,
             memory_total_bytes: m.memory_total_bytes,
+            shape: n.shape,
+            draining: n.draining,
         }
     }
 }
@@ -58,6 +62,7 @@ pub async fn list(controller: &str, out: &Out) -> Result<(), Failure> {
         &[
             text("NODE"),
             text("SITE"),
+            text("SHAPE"),
             text("STATE"),
             figure("OWNED"),
             figure("REPLICAS"),
@@ -70,10 +75,11 @@ pub async fn list(controller: &str, out: &Out) -> Result<(), Failure> {
             vec![
                 r.name.clone(),
                 r.site.clone(),
-                if r.alive {
-                    "alive".into()
-                } else {
-                    format!("silent for {}", duration(age))
+                r.shape.clone(),
+                match (r.alive, r.draining) {
+                    (true, false) => "alive".into(),
+                    (true, true) => "being emptied".into(),
+                    (false, _) => format!("silent for {}", duration(age)),
                 },
                 r.owned.to_string(),
                 r.replicas.to_string(),

@@ -179,10 +179,21 @@ fn ended(operation: Operation) -> Result<Operation, Failure> {
     if operation.state() == OperationState::Failed {
         return Err(Failure::new(format!(
             "{} {} failed: {}",
-            operation.verb, operation.volume, operation.error
+            operation.verb,
+            about(&operation),
+            operation.error
         )));
     }
     Ok(operation)
+}
+
+/// What an operation is about: a volume, or else a node.
+fn about(o: &Operation) -> &str {
+    if o.volume.is_empty() {
+        &o.node
+    } else {
+        &o.volume
+    }
 }
 
 async fn follow(
@@ -211,7 +222,7 @@ async fn follow(
 
 /// What an operation is doing, in a line.
 fn words(o: &Operation) -> String {
-    let what = format!("{} {}", o.verb, o.volume);
+    let what = format!("{} {}", o.verb, about(o));
     if !o.waiting.is_empty() {
         return format!("{what}: waiting: {}", o.waiting);
     }
@@ -253,7 +264,7 @@ pub async fn run(verb: Verb, controller: &str, out: &Out) -> Result<(), Failure>
         Verb::Watch { id } => {
             let operation = ended(follow(&mut client, &id, out).await?)?;
             if !out.is_json() {
-                out.line(format!("{} {}: done", operation.verb, operation.volume));
+                out.line(format!("{} {}: done", operation.verb, about(&operation)));
             }
         }
         Verb::List { running } => {

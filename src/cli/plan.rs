@@ -1,7 +1,7 @@
 //! `forerun plan`: where copies should be, and why.
 
 use super::out::{figure, text};
-use super::{Failure, Out};
+use super::{Failure, Out, planned};
 use crate::planner::replay::{Forecaster, Recent};
 use crate::planner::{
     Action, Ask, Bandwidth, Bytes, Calendar, Commitments, Distribution, Held, Input, Mode, Money,
@@ -15,24 +15,30 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Say where copies should be, what that costs, and why
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Sites, nodes and what may have to move
-    #[arg(long, value_name = "FILE")]
-    fleet: PathBuf,
+    /// Plan from this file (sites, nodes and what may have to move) instead of asking the controller
+    #[arg(long, value_name = "FILE", requires = "prices")]
+    fleet: Option<PathBuf>,
     /// Price table
-    #[arg(long, value_name = "FILE")]
-    prices: PathBuf,
+    #[arg(long, value_name = "FILE", requires = "fleet")]
+    prices: Option<PathBuf>,
     /// Calendar of events
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "fleet")]
     calendar: Option<PathBuf>,
     /// Policy
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "fleet")]
     policy: Option<PathBuf>,
     /// How far to go: forecast-only, advise or auto
-    #[arg(long, value_name = "MODE", value_parser = mode)]
+    #[arg(long, value_name = "MODE", value_parser = mode, requires = "fleet")]
     mode: Option<Mode>,
     /// Plan as of this time (seconds since 1970) instead of now
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", requires = "fleet")]
     at: Option<u64>,
+    /// Have the controller carry its plan out now, whatever its mode
+    #[arg(long, conflicts_with_all = ["fleet", "review"])]
+    apply: bool,
+    /// Show how right the controller's past plans were
+    #[arg(long, conflicts_with = "fleet")]
+    review: bool,
 }
 
 fn mode(text: &str) -> Result<Mode, String> {
@@ -110,12 +116,20 @@ const DAY: usize = (86_400 / STEP) as usize;
 /// Windows that are forecast, in steps.
 const WINDOWS: [usize; 5] = [6, 12, 36, 96, 192];
 
-/// Plan once.
-pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
+/// Plan once: the controller's plan, or from files.
+pub fn run(args: &Args, controller: &str, out: &Out) -> Result<(), Failure> {
+    match (&args.fleet, &args.prices) {
+        (Some(fleet), Some(prices)) => from_files(args, fleet, prices, out),
+        _ if args.review => super::block_on(planned::review(controller, out)),
+        _ => super::block_on(planned::plan(args.apply, controller, out)),
+    }
+}
+
+fn from_files(args: &Args, fleet_path: &Path, prices: &Path, out: &Out) -> Result<(), Failure> {
     let invalid = |e: crate::planner::Invalid| Failure::usage(e.to_string());
-    let fleet: Fleet = toml::from_str(&read(&args.fleet)?)
-        .map_err(|e| Failure::usage(format!("fleet {}: {e}", args.fleet.display())))?;
-    let prices = Prices::parse(&read(&args.prices)?).map_err(invalid)?;
+    let fleet: Fleet = toml::from_str(&read(fleet_path)?)
+        .map_err(|e| Failure::usage(format!("fleet {}: {e}", fleet_path.display())))?;
+    let prices = Prices::parse(&read(prices)?).map_err(invalid)?;
     let calendar = match &args.calendar {
         Some(path) => Calendar::parse(&read(path)?).map_err(invalid)?,
         None => Calendar::default(),
@@ -132,7 +146,7 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
             .map_err(|e| Failure::new(format!("this host's clock stands before 1970: {e}")))?
             .as_secs(),
     };
-    let base = args.fleet.parent().unwrap_or(Path::new("."));
+    let base = fleet_path.parent().unwrap_or(Path::new("."));
     let subjects: Vec<Subject> =
         (fleet.subject.into_iter().map(|m| subject(m, base))).collect::<Result<_, _>>()?;
     let sites: Vec<SiteView> = fleet.site.into_iter().map(site).collect();
@@ -253,6 +267,8 @@ fn subject(m: Moving, base: &Path) -> Result<Subject, Failure> {
             .collect(),
         copies: copies.collect(),
         idle_since: None,
+        site_latency_ms: BTreeMap::new(),
+        node_latency_ms: BTreeMap::new(),
         name: m.name,
         site: m.site,
     })

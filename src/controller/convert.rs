@@ -66,6 +66,12 @@ pub fn command(request: Option<start_request::Command>, id: VolumeId) -> Result<
             volume: c.volume.parse()?,
             to: c.to.parse()?,
         },
+        C::GrowNode(_) | C::RetireNode(_) | C::ResizeNode(_) => {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "make or destroy a node: this is no command about a volume",
+            ));
+        }
     })
 }
 

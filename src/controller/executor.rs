@@ -3,7 +3,7 @@
 //! A node that does not answer is asked again until it does; a node that refuses ends the operation,
 //! and what was done is undone by steps of the same kind.
 
-use super::nodes::{Nodes, call_for};
+use super::nodes::{Nodes, Request, call_for};
 use super::records::{
     Happening, Read, expect_no_operation, expect_no_volume, put_operation, put_volume,
 };
@@ -16,7 +16,7 @@ use node::{Error, ErrorKind, Result};
 use proto::v1;
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// How often a command is planned anew because another changed the record under it.
@@ -189,7 +189,11 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         };
         let nodes = self.inner.records.nodes().await?;
         let find = |name: &node::NodeName| nodes.iter().find(|n| n.name == *name).cloned();
-        let call = call_for(o.id.as_str(), &step.name, &step.effect, v, &find)?;
+        let mut call = call_for(o.id.as_str(), &step.name, &step.effect, v, &find)?;
+        if let Request::StartReplica(r) = &mut call.request {
+            let heat = &self.inner.presence.heat;
+            (r.extent_bytes, r.order) = heat.order(&v.name, v.size_bytes, Instant::now());
+        }
         let answer = self
             .inner
             .nodes

@@ -1,5 +1,6 @@
 //! The service that people and tools call.
 
+use super::provisioning::shown;
 use super::{Controller, Nodes, convert};
 use crate::fleet::OperationId;
 use crate::store::Store;
@@ -29,6 +30,11 @@ type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl<S: Store, N: Nodes> Controller<S, N> {
     async fn start_command(&self, r: v1::StartRequest) -> Result<Operation> {
         let id: OperationId = r.operation_id.parse()?;
+        if let Some(command) = &r.command
+            && let Some(operation) = self.start_provisioning(&id, command).await?
+        {
+            return Ok(operation);
+        }
         let command = convert::command(r.command, crate::identity::draw()?)?;
         let operation = self.begin(id, command).await?;
         Ok(convert::operation(&operation))
@@ -49,6 +55,9 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         }
         let answer = match self.inner.records.operation(&id).await {
             Ok(Some(o)) => Ok(convert::operation(&o.record)),
+            Ok(None) if self.provisioned(&id).await.is_some() => {
+                return self.watch_provisioning(&id, &to).await;
+            }
             Ok(None) => Err(Error::new(
                 ErrorKind::NotFound,
                 format!("watch operation {id}: the controller's log does not have it"),
@@ -56,6 +65,36 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             Err(e) => Err(e),
         };
         let _ = to.send(answer.map_err(|e| to_status(&e))).await; // the client left
+    }
+
+    /// A node's operation as it stands.
+    async fn provisioned(&self, id: &OperationId) -> Option<Operation> {
+        let all = self.provisioning_operations().await.ok()?;
+        all.into_iter().find(|o| o.id == id.as_str())
+    }
+
+    async fn provisioning_operations(&self) -> Result<Vec<Operation>> {
+        let Some(p) = self.inner.provisioning.get() else {
+            return Ok(Vec::new());
+        };
+        let all = p.lifecycle.operations().await?;
+        Ok(all.iter().map(|o| shown(o, &p.latest)).collect())
+    }
+
+    async fn watch_provisioning(
+        &self,
+        id: &OperationId,
+        to: &mpsc::Sender<Result<Operation, Status>>,
+    ) {
+        let mut last = None;
+        while let Some(now) = self.provisioned(id).await {
+            let ended = now.state() != OperationState::Running;
+            if last.as_ref() != Some(&now) && to.send(Ok(now.clone())).await.is_err() || ended {
+                return;
+            }
+            last = Some(now);
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     async fn volumes(&self, only: &str) -> Result<Vec<v1::Volume>> {
@@ -100,6 +139,8 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                     alive: word.as_ref().is_some_and(|w| w.alive),
                     heartbeat_age_ms: u64::try_from(age).unwrap_or(u64::MAX),
                     metrics: word.map(|w| w.metrics),
+                    shape: n.shape.unwrap_or_default(),
+                    draining: n.draining,
                 }
             })
             .collect())
@@ -218,16 +259,15 @@ impl<S: Store, N: Nodes> Fleet for Controller<S, N> {
         r: Request<v1::ListOperationsRequest>,
     ) -> Result<Response<v1::ListOperationsResponse>, Status> {
         let r = r.into_inner();
-        let mut all = self
-            .inner
-            .records
-            .operations()
-            .await
-            .map_err(|e| to_status(&e))?;
-        all.retain(|o| !r.running_only || o.is_running());
-        all.sort_by_key(|o| o.started);
+        let of_volumes = self.inner.records.operations().await;
+        let of_volumes = of_volumes.map_err(|e| to_status(&e))?;
+        let of_nodes = self.provisioning_operations().await;
+        let mut all = of_nodes.map_err(|e| to_status(&e))?;
+        all.extend(of_volumes.iter().map(convert::operation));
+        all.retain(|o| !r.running_only || o.state() == OperationState::Running);
+        all.sort_by_key(|o| o.started_unix_ms);
         let skip = all.len().saturating_sub(limit(r.limit));
-        let operations = all.iter().skip(skip).map(convert::operation).collect();
+        let operations = all.split_off(skip);
         answer(Ok(v1::ListOperationsResponse { operations }))
     }
 
@@ -266,5 +306,51 @@ impl<S: Store, N: Nodes> Fleet for Controller<S, N> {
     ) -> Result<Response<v1::AttachResponse>, Status> {
         let name = r.into_inner().volume.parse().map_err(|e| to_status(&e))?;
         answer(self.where_is(&name).await)
+    }
+
+    async fn plan(
+        &self,
+        r: Request<v1::PlanRequest>,
+    ) -> Result<Response<v1::PlanResponse>, Status> {
+        answer(self.answer_plan(r.into_inner()).await)
+    }
+
+    async fn review(
+        &self,
+        _: Request<v1::ReviewRequest>,
+    ) -> Result<Response<v1::ReviewResponse>, Status> {
+        answer(self.answer_review().await)
+    }
+
+    async fn add_calendar_events(
+        &self,
+        r: Request<v1::AddCalendarEventsRequest>,
+    ) -> Result<Response<v1::AddCalendarEventsResponse>, Status> {
+        let added = self.add_events(&r.into_inner().toml).await;
+        answer(added.map(|()| v1::AddCalendarEventsResponse {}))
+    }
+
+    async fn remove_calendar_event(
+        &self,
+        r: Request<v1::RemoveCalendarEventRequest>,
+    ) -> Result<Response<v1::RemoveCalendarEventResponse>, Status> {
+        let removed = self.remove_event(&r.into_inner().name).await;
+        answer(removed.map(|()| v1::RemoveCalendarEventResponse {}))
+    }
+
+    async fn list_calendar(
+        &self,
+        _: Request<v1::ListCalendarRequest>,
+    ) -> Result<Response<v1::ListCalendarResponse>, Status> {
+        let events = self.list_events_ahead().await;
+        answer(events.map(|events| v1::ListCalendarResponse { events }))
+    }
+
+    async fn end_quarantine(
+        &self,
+        r: Request<v1::EndQuarantineRequest>,
+    ) -> Result<Response<v1::EndQuarantineResponse>, Status> {
+        let ended = self.end_quarantine(&r.into_inner().site).await;
+        answer(ended.map(|()| v1::EndQuarantineResponse {}))
     }
 }

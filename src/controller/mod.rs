@@ -11,18 +11,23 @@
 //! Killed at any point it finishes on restart: an operation is in the log before its first effect,
 //! the step that was under way is repeated, and every call to a node may be repeated.
 
+mod ask;
 mod config;
 mod convert;
 mod executor;
 mod fleet_service;
+mod heat;
 mod nodes;
+mod places;
+mod planning;
 mod presence;
+mod provisioning;
 mod reconcile;
 mod records;
 mod registry;
 mod server;
 
-pub use config::Config;
+pub use config::{Config, PlanningConfig, ProvisionConfig, SeriesConfig, SiteConfig};
 pub use nodes::{Call, GrpcNodes, Nodes, Request, consistency};
 pub use server::serve;
 
@@ -31,7 +36,7 @@ use executor::Live;
 use presence::Presence;
 use records::Records;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, broadcast};
 
@@ -52,6 +57,10 @@ struct Inner<S, N> {
     /// Rung when a node registers: whoever waits for one tries again.
     arrival: Notify,
     events: broadcast::Sender<records::Event>,
+    /// Absent where the configuration has none.
+    planning: Option<planning::Planning>,
+    /// Absent where the configuration has none.
+    provisioning: OnceLock<Arc<provisioning::Provisioning<S, N>>>,
 }
 
 impl<S, N> Clone for Controller<S, N> {
@@ -64,7 +73,7 @@ impl<S, N> Clone for Controller<S, N> {
 
 impl<S: Store, N: Nodes> Controller<S, N> {
     /// A controller on a store, which may hold operations of one that was killed; they are resumed.
-    pub async fn start(store: S, nodes: N) -> node::Result<Controller<S, N>> {
+    pub async fn start(store: S, nodes: N, config: &Config) -> node::Result<Controller<S, N>> {
         let controller = Controller {
             inner: Arc::new(Inner {
                 records: Records::open(store).await?,
@@ -73,6 +82,8 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 live: Mutex::default(),
                 arrival: Notify::new(),
                 events: broadcast::Sender::new(FOLLOWER_BACKLOG),
+                planning: planning::Planning::new(config),
+                provisioning: OnceLock::new(),
             }),
         };
         controller.resume().await?;

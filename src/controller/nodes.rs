@@ -107,6 +107,7 @@ pub fn call_for(
                 address: find(&replica.node)?.replication_address,
                 consistency: Some(consistency(replica.consistency)),
                 rate_bytes_per_second: replica.rate_bytes_per_second,
+                ..Default::default()
             }),
         },
         Effect::StopReplica { node } => Call {

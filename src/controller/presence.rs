@@ -1,12 +1,13 @@
 //! What nodes said last. Kept in memory only: after a restart the next heartbeats bring it back, and
 //! nothing that must be right rests on it.
 
+use super::heat::Heat;
 use super::records::Happening;
 use super::{Controller, Nodes};
 use crate::fleet::{NodeView, Volume};
 use crate::store::{Store, Transaction};
 use node::{NodeName, Result};
-use proto::v1::{self, HeartbeatRequest, NodeMetrics, VolumeReport};
+use proto::v1::{self, HeartbeatRequest, NodeMetrics, PeerLatency, VolumeReport};
 use std::collections::HashMap;
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -20,12 +21,15 @@ const SILENT: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub(super) struct Presence {
     said: RwLock<HashMap<NodeName, Said>>,
+    /// What guests write where.
+    pub heat: Heat,
 }
 
 struct Said {
     at: Instant,
     volumes: Vec<VolumeReport>,
     metrics: NodeMetrics,
+    latencies: Vec<PeerLatency>,
     lost: bool,
 }
 
@@ -47,10 +51,12 @@ impl Presence {
 
     /// Take a heartbeat. True if the node was not known to be there.
     pub fn heard(&self, name: NodeName, beat: HeartbeatRequest) -> bool {
+        self.heat.add(&beat.trails, Instant::now());
         let said = Said {
             at: Instant::now(),
             volumes: beat.volumes,
             metrics: beat.metrics.unwrap_or_default(),
+            latencies: beat.latencies,
             lost: false,
         };
         self.write()
@@ -70,12 +76,28 @@ impl Presence {
         })
     }
 
+    /// How far apart two nodes are, as either measured it.
+    pub fn distance(&self, a: &NodeName, b: &NodeName) -> Option<Duration> {
+        let said = self.read();
+        let measured = |from: &NodeName, to: &NodeName| {
+            let all = &said.get(from)?.latencies;
+            all.iter().find(|l| l.node == to.as_str()).map(|l| l.micros)
+        };
+        let micros = measured(a, b).or_else(|| measured(b, a))?;
+        Some(Duration::from_micros(micros.into()))
+    }
+
     /// What a node said last about a volume, and how long ago.
     pub fn report(&self, node: &NodeName, volume: &str) -> Option<(VolumeReport, Duration)> {
         let said = self.read();
         let s = said.get(node)?;
         let report = s.volumes.iter().find(|v| v.name == volume)?;
         Some((report.clone(), s.at.elapsed()))
+    }
+
+    /// A node that is gone for good is not missed.
+    pub fn forget(&self, name: &NodeName) {
+        self.write().remove(name);
     }
 
     /// Nodes that fell silent since the last time this was asked.

@@ -4,6 +4,7 @@ use crate::fleet::{Node, Operation, OperationId, UnixMs, Volume};
 use crate::store::{Commit, Store, Transaction};
 use node::{Error, ErrorKind, NodeName, Result, VolumeName};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Events kept: weeks of a busy fleet in a few megabytes.
@@ -58,7 +59,7 @@ impl<T> Read<T> {
 
 /// The controller's records.
 pub struct Records<S> {
-    store: S,
+    store: Arc<S>,
     next_event: AtomicU64,
 }
 
@@ -103,9 +104,14 @@ impl<S: Store> Records<S> {
             None => 1,
         };
         Ok(Records {
-            store,
+            store: Arc::new(store),
             next_event: AtomicU64::new(next),
         })
+    }
+
+    /// The store itself, for records of others.
+    pub fn store(&self) -> &Arc<S> {
+        &self.store
     }
 
     async fn read<T: DeserializeOwned>(&self, key: String) -> Result<Option<Read<T>>> {
@@ -220,6 +226,11 @@ pub fn expect_no_operation(t: &mut Transaction, id: &OperationId) {
 pub fn put_operation(t: &mut Transaction, o: &Operation) -> Result<()> {
     t.write.push((operation_key(&o.id), Some(encode(o)?)));
     Ok(())
+}
+
+/// Forget a node's registration.
+pub fn forget_node(t: &mut Transaction, name: &NodeName) {
+    t.write.push((node_key(name), None));
 }
 
 /// Write a node's registration in a transaction.

@@ -33,8 +33,10 @@ pub async fn serve(
         .await
         .map_err(|e| Error::io(asked.clone(), e))?;
     let address = listener.local_addr().map_err(|e| Error::io(asked, e))?;
-    let controller = Controller::start(store, GrpcNodes::default()).await?;
+    let controller = Controller::start(store, GrpcNodes::default(), &config).await?;
+    controller.provision(&config, address).await?;
     let watch = tokio::spawn(controller.clone().watch_over());
+    let plans = tokio::spawn(controller.clone().keep_planning());
     listening(address);
     let served = Server::builder()
         .add_service(FleetServer::new(controller.clone()))
@@ -42,5 +44,6 @@ pub async fn serve(
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop)
         .await;
     watch.abort();
+    plans.abort();
     served.map_err(|e| Error::new(ErrorKind::Io, format!("serve gRPC on {address}: {e}")))
 }

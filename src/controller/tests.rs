@@ -228,6 +228,8 @@ impl Fleet {
                 address: "127.0.0.1:1".into(),
                 replication_address: "127.0.0.1:2".into(),
                 nbd_address: "127.0.0.1:3".into(),
+                shape: None,
+                draining: false,
             };
             records::put_node(&mut t, &node).unwrap();
         }
@@ -250,7 +252,9 @@ impl Fleet {
             blade: blade.clone(),
             refuses: self.refuses,
         };
-        let controller = Controller::start(store, nodes).await.unwrap();
+        let controller = Controller::start(store, nodes, &Config::default())
+            .await
+            .unwrap();
         for name in ["n1", "n2", "n3"] {
             let beat = HeartbeatRequest {
                 name: name.into(),

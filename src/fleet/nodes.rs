@@ -18,6 +18,12 @@ pub struct Node {
     pub replication_address: String,
     /// Where it serves NBD.
     pub nbd_address: String,
+    /// The shape in which it was bought; none if people brought it.
+    #[serde(default)]
+    pub shape: Option<String>,
+    /// It is being emptied: nothing new comes to it.
+    #[serde(default)]
+    pub draining: bool,
 }
 
 /// A node as the controller sees it now.

@@ -172,8 +172,20 @@ impl View<'_> {
         }
     }
 
+    /// A node that may be given something new.
+    fn taking(&self, asked: &str, name: &NodeName) -> Result<&NodeView> {
+        let node = self.alive(asked, name)?;
+        if node.node.draining {
+            return Err(Error::new(
+                ErrorKind::Denied,
+                format!("{asked}: node {name} is being emptied and retired; choose another"),
+            ));
+        }
+        Ok(node)
+    }
+
     fn roomiest(&self, asked: &str) -> Result<&NodeView> {
-        let alive = self.nodes.iter().filter(|n| n.alive);
+        let alive = self.nodes.iter().filter(|n| n.alive && !n.node.draining);
         alive.max_by_key(|n| n.free_bytes).ok_or_else(|| {
             Error::new(
                 ErrorKind::NotFound,
@@ -213,7 +225,7 @@ pub fn plan(id: &OperationId, command: &Command, view: &View<'_>) -> Result<Plan
             view.absent(asked, name)?;
             check_size(asked, *size_bytes)?;
             let owner = match node {
-                Some(n) => view.alive(asked, n)?,
+                Some(n) => view.taking(asked, n)?,
                 None => view.roomiest(asked)?,
             };
             let owner = owner.node.name.clone();
@@ -222,7 +234,7 @@ pub fn plan(id: &OperationId, command: &Command, view: &View<'_>) -> Result<Plan
         }
         Command::Import { id, node, path, .. } => {
             view.absent(asked, name)?;
-            let owner = view.alive(asked, node)?.node.name.clone();
+            let owner = view.taking(asked, node)?.node.name.clone();
             let step = create_owner(format!("adopt {path} on {owner}"));
             (
                 new_volume(name, *id, 0, owner, Some(path.clone())),
@@ -281,7 +293,7 @@ pub fn plan(id: &OperationId, command: &Command, view: &View<'_>) -> Result<Plan
                     ),
                 ));
             }
-            view.alive(asked, node)?;
+            view.taking(asked, node)?;
             view.alive(asked, &v.owner)?;
             let replica = Replica {
                 node: node.clone(),
@@ -293,10 +305,18 @@ pub fn plan(id: &OperationId, command: &Command, view: &View<'_>) -> Result<Plan
         }
         Command::RemoveReplica { node, .. } => {
             let v = view.existing(asked, name)?;
-            if v.replica_on(node).is_none() {
+            let steps = if v.forwarding_from.as_ref() == Some(node) {
+                // the former owner's copy: nobody sends to it, connections through it end
+                vec![delete_on(
+                    node,
+                    Change::RemoveReplica { node: node.clone() },
+                )]
+            } else if v.replica_on(node).is_some() {
+                remove_steps(node)
+            } else {
                 return Err(no_replica(asked, node, &v));
-            }
-            (v, remove_steps(node))
+            };
+            (v, steps)
         }
         Command::Cutover { to, .. } => {
             let v = view.existing(asked, name)?;
@@ -309,7 +329,7 @@ pub fn plan(id: &OperationId, command: &Command, view: &View<'_>) -> Result<Plan
             if v.replica_on(to).is_none() {
                 return Err(no_replica(asked, to, &v));
             }
-            view.alive(asked, to)?;
+            view.taking(asked, to)?;
             view.alive(asked, &v.owner)?;
             let steps = cutover_steps(&v, to);
             (v, steps)
@@ -494,7 +514,12 @@ pub fn apply(change: &Change, answer: Answer, mut v: Volume) -> Result<Option<Vo
                 v.forwarding_from = None;
             }
         }
-        Change::RemoveReplica { node } => v.replicas.retain(|r| r.node != *node),
+        Change::RemoveReplica { node } => {
+            v.replicas.retain(|r| r.node != *node);
+            if v.forwarding_from.as_ref() == Some(node) {
+                v.forwarding_from = None;
+            }
+        }
         Change::Resized { size_bytes } => v.size_bytes = *size_bytes,
         Change::Owned { by } => {
             if answer.generation <= v.generation {

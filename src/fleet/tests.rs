@@ -11,6 +11,8 @@ fn node(name: &str, alive: bool) -> NodeView {
             address: String::new(),
             replication_address: String::new(),
             nbd_address: String::new(),
+            shape: None,
+            draining: false,
         },
         alive,
         free_bytes: name.len() as u64,
@@ -274,4 +276,47 @@ fn a_repeated_request_is_the_same_whatever_identity_was_drawn() {
     };
     assert!(create(1).same_request(&create(2)));
     assert!(!create(1).same_request(&cutover("n2")));
+}
+
+/// A node that is retired may be a former owner: its copy goes without anybody being told to stop
+/// sending to it, because nobody sends.
+#[test]
+fn a_former_owners_copy_can_be_removed() {
+    let mut v = volume(&["n2"]);
+    v.forwarding_from = Some("n3".parse().unwrap());
+    let remove = Command::RemoveReplica {
+        volume: "v".parse().unwrap(),
+        node: "n3".parse().unwrap(),
+    };
+    let p = planned(&remove, Some(&v)).unwrap();
+    assert_eq!(names(&p.steps), ["delete on n3"]);
+    let after = apply(&p.steps[0].change, Answer::default(), v)
+        .unwrap()
+        .unwrap();
+    assert_eq!(after.forwarding_from, None);
+    assert_eq!(after.replicas.len(), 1);
+}
+
+#[test]
+fn a_node_that_is_being_emptied_is_given_nothing_new() {
+    let nodes = ["n1", "n2", "n3"].map(|name| {
+        let mut n = node(name, true);
+        n.node.draining = name == "n2";
+        n
+    });
+    let to_n2 = |command: &Command, v: &Volume| {
+        let view = View {
+            volume: Some(v),
+            nodes: &nodes,
+        };
+        plan(&"op".parse().unwrap(), command, &view).unwrap_err()
+    };
+    for (command, v) in [
+        (add("n2", Consistency::Eventual), volume(&[])),
+        (cutover("n2"), volume(&["n2"])),
+    ] {
+        let e = to_n2(&command, &v);
+        assert_eq!(e.kind(), ErrorKind::Denied);
+        assert!(e.to_string().contains("being emptied"), "{e}");
+    }
 }

@@ -131,6 +131,12 @@ impl Calendar {
         Calendar { events }
     }
 
+    /// Its events.
+    #[must_use]
+    pub fn into_events(self) -> Vec<Event> {
+        self.events
+    }
+
     /// Everything that is under way at some moment of `from..until`, earliest first.
     #[must_use]
     pub fn between(&self, from: UnixTime, until: UnixTime) -> Vec<Occurrence<'_>> {

@@ -50,6 +50,16 @@ impl Distribution {
         }
     }
 
+    /// The same number in another unit, `factor` of which make one; not negative.
+    #[must_use]
+    pub fn scaled(&self, factor: f64) -> Distribution {
+        debug_assert!(factor >= 0.0, "a unit is not negative");
+        let knots = self.knots.iter().map(|(p, v)| (*p, v * factor));
+        Distribution {
+            knots: knots.collect(),
+        }
+    }
+
     /// The value that is not passed with probability `level`.
     #[must_use]
     pub fn quantile(&self, level: f64) -> f64 {

@@ -53,6 +53,11 @@ pub struct Subject {
     /// Since when its demand has been observed well below capacity with nothing of it elsewhere;
     /// `None` while it is not so.
     pub idle_since: Option<UnixTime>,
+    /// Round trips from it by site, where they were measured; the larger of this and the site's own
+    /// counts.
+    pub site_latency_ms: BTreeMap<String, f64>,
+    /// Round trips from it by node, where they were measured.
+    pub node_latency_ms: BTreeMap<String, f64>,
 }
 
 /// Copies of all of a subject's volumes at one site.
@@ -195,6 +200,7 @@ pub fn plan(input: &Input<'_>, commitments: &mut Commitments) -> Plan {
     let mut cycle = Cycle {
         input,
         taken: Reservations::default(),
+        promised: BTreeMap::new(),
         quota: input
             .sites
             .iter()
@@ -219,6 +225,8 @@ pub fn plan(input: &Input<'_>, commitments: &mut Commitments) -> Plan {
 struct Cycle<'a> {
     input: &'a Input<'a>,
     taken: Reservations,
+    /// What subjects came into this cycle with. Its own promise stands in nobody's way.
+    promised: BTreeMap<String, Commitment>,
     quota: BTreeMap<String, u32>,
 }
 
@@ -229,6 +237,7 @@ impl Cycle<'_> {
             let Some(c) = commitments.get(&subject.name) else {
                 continue;
             };
+            self.promised.insert(subject.name.clone(), c.clone());
             if subject.copies.contains_key(&c.site) {
                 continue; // it is there: what the node reports as free knows of it
             }
@@ -333,10 +342,12 @@ impl Cycle<'_> {
             Ok(prices) => prices,
             Err(e) => return Outlook::Filtered { why: e.to_string() },
         };
-        if site.latency_ms > input.policy.latency_ms_limit {
+        let measured = subject.site_latency_ms.get(&site.name);
+        let latency_ms = measured.map_or(site.latency_ms, |ms| ms.max(site.latency_ms));
+        if latency_ms > input.policy.latency_ms_limit {
             return filtered(format!(
-                "{:.1} ms away, the limit is {:.1}",
-                site.latency_ms, input.policy.latency_ms_limit
+                "{latency_ms:.1} ms away, the limit is {:.1}",
+                input.policy.latency_ms_limit
             ));
         }
         let whole: Bytes = subject.moving.iter().map(|a| a.bytes).sum();
@@ -368,9 +379,10 @@ impl Cycle<'_> {
                 host: host.map(Box::new),
             };
         }
-        let way = match self.on_existing(subject, &site.name) {
+        let promised = (self.promised.get(&subject.name)).filter(|c| c.site == site.name);
+        let way = match self.on_existing(subject, site, promised) {
             Ok(nodes) => Way::Existing(nodes),
-            Err(_) if self.quota.get(&site.name).copied().unwrap_or(0) == 0 => {
+            Err(_) if self.quota_left(&site.name, promised) == 0 => {
                 return filtered(
                     "no node there has room, and the quota for new ones is used up".into(),
                 );
@@ -443,13 +455,39 @@ impl Cycle<'_> {
         best.unwrap_or_else(|| self.score(subject, &it, value, cycle))
     }
 
-    fn on_existing(&self, subject: &Subject, site: &str) -> Result<Vec<String>, Vec<Rejection>> {
+    /// New nodes that a site can still have, with the one that is on its way for this subject.
+    fn quota_left(&self, site: &str, promised: Option<&Commitment>) -> u32 {
+        let left = self.quota.get(site).copied().unwrap_or(0);
+        let its_own = promised.is_some_and(|c| c.nodes.is_empty());
+        left.saturating_add(u32::from(its_own))
+    }
+
+    fn on_existing(
+        &self,
+        subject: &Subject,
+        site: &SiteView,
+        promised: Option<&Commitment>,
+    ) -> Result<Vec<String>, Vec<Rejection>> {
+        if let Some(c) = promised {
+            let there = |name: &String| {
+                let mut nodes = self.input.nodes.iter();
+                nodes.any(|n| n.name == *name && n.available)
+            };
+            if c.nodes.len() == subject.moving.len() && c.nodes.iter().all(there) {
+                return Ok(c.nodes.clone()); // their room was taken when it was decided
+            }
+        }
         let nodes: Vec<NodeView> = self
             .input
             .nodes
             .iter()
-            .filter(|n| n.site == site)
+            .filter(|n| n.site == site.name)
             .cloned()
+            .map(|mut n| {
+                let measured = subject.node_latency_ms.get(&n.name).copied();
+                n.latency_ms = measured.unwrap_or(n.latency_ms).max(site.latency_ms);
+                n
+            })
             .collect();
         let mut taken = self.taken.clone();
         let limits = self.input.policy.limits();

@@ -56,6 +56,8 @@ fn subject(name: &str, p: f64) -> Subject {
         dirty_rate: Bandwidth(0),
         copies: BTreeMap::new(),
         idle_since: None,
+        site_latency_ms: BTreeMap::new(),
+        node_latency_ms: BTreeMap::new(),
     }
 }
 
@@ -280,4 +282,16 @@ fn increments_count_where_sending_is_dear() {
         }
     };
     assert!(line(1 << 20) > line(0));
+}
+
+/// A node on its way once took the last of its site's quota away from the subject that it was for,
+/// which then opened a second site.
+#[test]
+fn what_is_on_its_way_is_waited_for_even_if_it_was_the_last_that_could_be_had() {
+    let mut w = World::new(vec![subject("a", 0.9)]);
+    w.nodes.clear();
+    let first = w.plan().decisions.remove(0);
+    assert_eq!(first.action, Action::Provision);
+    let second = w.plan().decisions.remove(0);
+    assert_eq!((second.action, second.site), (Action::Keep, first.site));
 }

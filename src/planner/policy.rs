@@ -112,7 +112,9 @@ impl Policy {
         Ok(policy)
     }
 
-    pub(super) fn limits(&self) -> Limits {
+    /// What a target must respect.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
         Limits {
             latency_ms: self.latency_ms_limit,
             utilisation: self.utilisation_limit,

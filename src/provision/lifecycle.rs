@@ -44,6 +44,10 @@ pub trait World: Send + Sync {
     fn cut_over(&self, operation: &Operation) -> impl Future<Output = Result<bool>> + Send;
     /// Have every volume and replica leave the node.
     fn drain(&self, node: &str) -> impl Future<Output = Result<bool>> + Send;
+    /// Whether the node owns no volume.
+    fn is_empty(&self, node: &str) -> impl Future<Output = Result<bool>> + Send;
+    /// The node is destroyed: nothing of it is to be left.
+    fn forget(&self, node: &NodeRecord) -> impl Future<Output = Result<()>> + Send;
     /// Something to show to people.
     fn report(&self, operation: &Operation, progress: Progress);
 }
@@ -114,6 +118,23 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
             } else {
                 Err(taken(&operation.id))
             };
+        }
+        let changes = match &operation.kind {
+            Kind::Grow => None,
+            Kind::Retire => Some(&operation.node),
+            Kind::Resize { old } => Some(old),
+        };
+        if let Some(node) = changes {
+            let all = self.all::<Operation>(OPERATIONS).await?;
+            if let Some(other) = (all.iter()).find(|o| o.next().is_some() && o.touches(node)) {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    format!(
+                        "node {node}: operation {} is still changing it; wait until it has ended",
+                        other.id
+                    ),
+                ));
+            }
         }
         let mut begin = Transaction {
             expect: vec![(key.clone(), None)],
@@ -188,6 +209,8 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
         }
         match &record.state {
             NodeState::Serving { identity: first } if first == identity => return Ok(()),
+            // its create was cut off and is repeated: what registered before is no more
+            NodeState::Serving { .. } if self.is_being_made(&record).await? => {}
             NodeState::Serving { .. } => {
                 return Err(denied("the token was used already, by another address"));
             }
@@ -207,13 +230,15 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
         }
     }
 
-    /// Take every operation as far as it goes now; how many are still on their way.
+    /// Take every operation of a site as far as it goes now; how many are still on their way. Sites
+    /// are driven apart, because a Terraform that hangs at one is no reason for another to wait.
     ///
     /// # Errors
     /// The store fails. A step's failure is in its operation's record instead.
-    pub async fn drive(&self, now: u64) -> Result<usize> {
+    pub async fn drive(&self, site: &str, now: u64) -> Result<usize> {
         let mut running = 0;
-        for mut operation in self.all::<Operation>(OPERATIONS).await? {
+        let all = self.all::<Operation>(OPERATIONS).await?;
+        for mut operation in all.into_iter().filter(|o| o.site == site) {
             while let Some(step) = operation.next() {
                 if now < operation.not_before {
                     break;
@@ -245,6 +270,19 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
     /// The store fails.
     pub async fn nodes(&self) -> Result<Vec<NodeRecord>> {
         self.all(NODES).await
+    }
+
+    /// Sites that get no new nodes, and why.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn quarantines(&self) -> Result<BTreeMap<String, String>> {
+        let all = self.store.scan(QUARANTINE, None, PAGE).await?;
+        let read = |(key, bytes): (String, Vec<u8>)| {
+            let why = decode(&key, &bytes)?;
+            Ok((key[QUARANTINE.len()..].to_owned(), why))
+        };
+        all.into_iter().map(read).collect()
     }
 
     /// Let a site have new nodes again.
@@ -290,9 +328,16 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
             Step::Seed => Ok(done(self.world.seed(operation).await?)),
             Step::CutOver => Ok(done(self.world.cut_over(operation).await?)),
             Step::Drain => Ok(done(self.world.drain(operation.leaving()).await?)),
+            // a node that failed to become what it should may have been given volumes meanwhile
+            Step::Destroy if !self.world.is_empty(operation.leaving()).await? => {
+                Ok(Outcome::NotYet)
+            }
             Step::Destroy => {
                 self.set_retiring(operation.leaving()).await?;
                 self.converge(operation).await?;
+                if let Some(record) = self.node(operation.leaving()).await? {
+                    self.world.forget(&record).await?;
+                }
                 Ok(Outcome::Done)
             }
         }
@@ -311,11 +356,13 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
             if n.site != *site {
                 continue;
             }
-            match n.state {
-                NodeState::Serving { .. } => allow.keep.insert(n.name.clone()),
-                // one that has not registered owns nothing: a create that failed may be repeated
-                NodeState::Wanted | NodeState::Retiring => allow.destroy.insert(n.name.clone()),
-            };
+            let serves = matches!(n.state, NodeState::Serving { .. });
+            if serves && !self.is_being_made(&n).await? {
+                allow.keep.insert(n.name.clone());
+            } else {
+                // nothing was put on it yet: a create that failed may be repeated
+                allow.destroy.insert(n.name.clone());
+            }
             if n.state != NodeState::Retiring {
                 wanted.insert(n.name, n.spec);
             }
@@ -325,6 +372,14 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
             .converge(site, &wanted, &allow, &report)
             .await?;
         Ok(())
+    }
+
+    /// Whether a node's create has not ended. It may have registered by then, and a controller that
+    /// was killed may have left it in no state.
+    async fn is_being_made(&self, node: &NodeRecord) -> Result<bool> {
+        let made_by: Option<Operation> =
+            self.read(&format!("{OPERATIONS}{}", node.made_by)).await?;
+        Ok(made_by.is_some_and(|o| o.next() == Some(Step::Apply)))
     }
 
     async fn set_retiring(&self, node: &str) -> Result<()> {
@@ -350,13 +405,18 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
     fn advance(&self, operation: &mut Operation, step: Step, now: u64) {
         if operation.stage == Stage::Undoing {
             operation.stage = Stage::Failed;
+            operation.ended = Some(now);
         } else {
             debug_assert_eq!(operation.steps()[operation.done], step);
             operation.done += 1;
             operation.since = now;
+            if step == Step::Register {
+                operation.registered = Some(now);
+            }
             operation.error = None;
             if operation.done == operation.steps().len() {
                 operation.stage = Stage::Done;
+                operation.ended = Some(now);
             }
         }
         (operation.failures, operation.not_before) = (0, 0);

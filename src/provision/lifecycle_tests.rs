@@ -147,6 +147,18 @@ impl World for Outside {
         );
         Ok(true)
     }
+    async fn is_empty(&self, _: &str) -> Result<bool> {
+        self.life.tick()?;
+        Ok(true)
+    }
+    async fn forget(&self, node: &NodeRecord) -> Result<()> {
+        self.life.tick()?;
+        assert!(
+            !self.nodes.lock().unwrap().contains(&node.name),
+            "forgotten while it is there"
+        );
+        Ok(())
+    }
     fn report(&self, _: &Operation, _: Progress) {}
 }
 
@@ -204,7 +216,7 @@ impl Fleet {
         let controller = self.controller().await?;
         controller.begin(op.clone(), spec.cloned()).await?;
         for _ in 0..40 {
-            if controller.drive(self.now).await? == 0 {
+            if controller.drive("east", self.now).await? == 0 {
                 return Ok(());
             }
             self.now += 10;
@@ -300,7 +312,7 @@ async fn a_token_is_good_for_one_identity() {
     let fleet = Fleet::new();
     let c = fleet.controller().await.unwrap();
     c.begin(grow("1", "a"), Some(spec())).await.unwrap();
-    c.drive(1000).await.unwrap();
+    c.drive("east", 1000).await.unwrap();
     let token = fleet.outside.tokens.lock().unwrap()["a"].clone();
     assert_eq!(
         c.register("a", "guess", "x").await.unwrap_err().kind(),
@@ -338,15 +350,15 @@ async fn what_may_pass_is_tried_again_with_growing_waits() {
     *fleet.outside.trouble.lock().unwrap() = Some(Failed::new(Class::Transient, "throttled"));
     let c = fleet.controller().await.unwrap();
     c.begin(grow("1", "a"), Some(spec())).await.unwrap();
-    c.drive(1000).await.unwrap();
+    c.drive("east", 1000).await.unwrap();
     let op = |ops: Vec<Operation>| (ops[0].failures, ops[0].not_before, ops[0].stage);
     assert_eq!(op(c.operations().await.unwrap()), (1, 1001, Stage::Running));
-    c.drive(1000).await.unwrap(); // too early: nothing happens
+    c.drive("east", 1000).await.unwrap(); // too early: nothing happens
     assert_eq!(op(c.operations().await.unwrap()), (1, 1001, Stage::Running));
-    c.drive(1001).await.unwrap();
+    c.drive("east", 1001).await.unwrap();
     assert_eq!(op(c.operations().await.unwrap()), (2, 1003, Stage::Running));
     *fleet.outside.trouble.lock().unwrap() = None;
-    c.drive(1003).await.unwrap();
+    c.drive("east", 1003).await.unwrap();
     assert_eq!(fleet.there(), ["a"]);
 }
 
@@ -355,9 +367,9 @@ async fn a_node_that_never_registers_is_destroyed() {
     let fleet = Fleet::new();
     let c = fleet.controller().await.unwrap();
     c.begin(grow("1", "a"), Some(spec())).await.unwrap();
-    c.drive(1000).await.unwrap();
+    c.drive("east", 1000).await.unwrap();
     assert_eq!(fleet.there(), ["a"]);
-    c.drive(1101).await.unwrap();
+    c.drive("east", 1101).await.unwrap();
     assert!(fleet.there().is_empty());
     let op = c.operations().await.unwrap().remove(0);
     assert!(op.error.unwrap().contains("did not register"));
@@ -384,4 +396,31 @@ async fn asking_twice_is_asking_once_and_conflicts_are_refused() {
         kind(c.begin(retire, None).await.unwrap_err()),
         ErrorKind::NotFound
     );
+}
+
+/// A controller was killed while Terraform ran: the node had registered, and the state had never been
+/// written. On restart the gate refused to make a node that serves, and the operation failed.
+#[tokio::test]
+async fn a_node_that_registered_before_its_create_was_cut_off_is_made_again() {
+    let fleet = Fleet::new();
+    let c = fleet.controller().await.unwrap();
+    c.begin(grow("1", "a"), Some(spec())).await.unwrap();
+    // dies after Terraform has made the node, before that is noted
+    *fleet.life.0.lock().unwrap() = Some(3);
+    assert!(c.drive("east", 1000).await.is_err());
+    *fleet.life.0.lock().unwrap() = None;
+    assert_eq!(fleet.there(), ["a"]);
+    let token = fleet.outside.tokens.lock().unwrap()["a"].clone();
+    c.register("a", &token, "first").await.unwrap();
+    fleet.outside.nodes.lock().unwrap().clear(); // in no state, so it is swept
+
+    let c = fleet.controller().await.unwrap();
+    // the create as it is repeated: the new process registers before that is noted
+    c.register("a", &token, "second").await.unwrap();
+    c.drive("east", 1001).await.unwrap();
+    assert_eq!(fleet.there(), ["a"]);
+    let op = c.operations().await.unwrap().remove(0);
+    assert_eq!((op.stage, op.error), (Stage::Done, None));
+    let e = c.register("a", &token, "thief").await.unwrap_err();
+    assert!(e.to_string().contains("used already"), "{e}");
 }

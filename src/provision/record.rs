@@ -93,6 +93,15 @@ pub struct Operation {
     pub node: String,
     /// The volumes that it is about.
     pub volumes: Vec<String>,
+    /// When it was logged.
+    #[serde(default)]
+    pub started: u64,
+    /// When it ended.
+    #[serde(default)]
+    pub ended: Option<u64>,
+    /// When its new node had registered.
+    #[serde(default)]
+    pub registered: Option<u64>,
     /// Where it stands.
     pub stage: Stage,
     /// How many steps are done.
@@ -124,6 +133,9 @@ impl Operation {
             site: site.to_owned(),
             node: node.to_owned(),
             volumes,
+            started: now,
+            ended: None,
+            registered: None,
             stage: Stage::Running,
             done: 0,
             since: now,
@@ -161,6 +173,12 @@ impl Operation {
             (Kind::Resize { old }, Stage::Running) => old,
             _ => &self.node,
         }
+    }
+
+    /// Whether it is about this node.
+    #[must_use]
+    pub fn touches(&self, node: &str) -> bool {
+        self.node == node || matches!(&self.kind, Kind::Resize { old } if old == node)
     }
 
     /// Whether failing now may be answered by destroying the new node: not once volumes have begun

@@ -65,7 +65,7 @@ async fn rig(node: &str, wrap: Option<&str>, limits: Limits) -> Option<Rig> {
         fleet.clone(),
         Module::Local {
             binary,
-            netns: None,
+            netns: BTreeMap::new(),
         },
         limits,
         backend.clone(),

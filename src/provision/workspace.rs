@@ -33,12 +33,26 @@ pub enum Module {
     Local {
         /// The `forerun` binary.
         binary: PathBuf,
-        /// The network namespace to run in.
-        netns: Option<String>,
+        /// The network namespaces of the sites that have one.
+        netns: BTreeMap<String, String>,
     },
     /// A Terraform module on disk that takes `fleet`, `site` and `nodes` (a map from name to
     /// `shape` and `config`) and makes one node for each with `for_each` over `nodes`.
     Directory(PathBuf),
+}
+
+/// What is kept of a node of the built-in module: configuration, log and data.
+fn node_directory(site: &Path, node: &str) -> PathBuf {
+    site.join("nodes").join(node)
+}
+
+impl Module {
+    /// Where a node's configuration is written, and for the built-in module all else of it, with
+    /// `root` as the directory of all sites.
+    #[must_use]
+    pub fn node_directory(root: &Path, site: &str, node: &str) -> PathBuf {
+        node_directory(&root.join(site), node)
+    }
 }
 
 /// One site's working directory.
@@ -75,9 +89,9 @@ impl Workspace {
                         "shape": spec.shape,
                         "config": spec.config,
                         "tag": format!("{fleet}/{site}/{name}"),
-                        "dir": self.dir.join("nodes").join(name),
+                        "dir": node_directory(&self.dir, name),
                         "binary": binary,
-                        "netns": netns.as_deref().unwrap_or(""),
+                        "netns": netns.get(site).map_or("", String::as_str),
                         "start": self.dir.join("start.sh"),
                         "stop": self.dir.join("stop.sh"),
                     });

@@ -30,6 +30,9 @@ pub struct Config {
     pub data: PathBuf,
     /// The controller to register with. Without one the node serves what it has.
     pub controller: Option<String>,
+    /// Shown once to the controller by a node that it had made.
+    #[serde(default)]
+    pub token: String,
     /// The address by which others reach this host, where it is not the one listened on.
     pub advertise: Option<IpAddr>,
     /// Where to take the controller's calls.

@@ -39,5 +39,5 @@ pub use link::{Incoming, greet};
 pub use receiver::{Files, Receiver};
 pub use record::{Record, State, adopt};
 pub use seam::{GuestLoad, MirrorItem, MirrorOp, Pending, Source, Target};
-pub use sender::{Event, Increment, Progress, Seeding, Sender, Session, Tuning};
+pub use sender::{Event, Increment, Order, Progress, Seeding, Sender, Session, Tuning};
 pub use staging::staging_bytes;

@@ -19,9 +19,11 @@
 
 mod chunk;
 mod increment;
+mod order;
 mod seed;
 
 pub use increment::Increment;
+pub use order::Order;
 pub use seed::Seeding;
 
 use crate::content::Packer;
@@ -113,6 +115,7 @@ pub struct Sender<S: Source, D, C> {
     /// Time.
     pub clock: C,
     pub(crate) tuning: Tuning,
+    pub(crate) order: Option<Order>,
     pub(crate) pacer: Pacer,
     pub(crate) packer: RefCell<Packer>,
     /// Rotated, and not known to be committed.
@@ -139,12 +142,21 @@ impl<S: Source, D: Disk, C: Clock> Sender<S, D, C> {
             image,
             clock,
             tuning,
+            order: None,
             pacer: Pacer::new(tuning.rate),
             packer: RefCell::new(Packer::new(tuning.compress)?),
             held: RefCell::new(None),
             spare: RefCell::default(),
             observer: Box::new(observer),
         })
+    }
+
+    /// Copy baselines in this order. A seeding that was cut off begins anew then, and sends what the
+    /// receiver does not have.
+    #[must_use]
+    pub fn in_order(mut self, order: Order) -> Sender<S, D, C> {
+        self.order = Some(order).filter(Order::is_scattered);
+        self
     }
 
     pub(crate) fn tell(&self, event: Event) {

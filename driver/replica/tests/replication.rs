@@ -6,7 +6,7 @@ mod world;
 
 use block::{Clock, ErrorKind, Generation};
 use futures_util::future::join;
-use replica::{Source, State};
+use replica::{Order, Source, State};
 use std::cell::Cell;
 use std::time::Duration;
 use world::disk::{MemDisk, forever};
@@ -66,13 +66,13 @@ fn seeds_then_follows_a_guest_that_never_stops() {
 
 /// The links of these tests break at every step of `every` bytes of one direction; each time the
 /// source connects again and goes on.
-fn broken_again_and_again(fault: fn(u64) -> Fault) {
+fn broken_again_and_again(fault: fn(u64) -> Fault, order: &[u32]) {
     let dice = Dice::new(11);
     let size = 24 * MIB;
     let volume = volume(size, &dice);
     run(async {
         let node = Node::new(size, &dice);
-        let sender = sender(&volume);
+        let sender = sender(&volume).in_order(Order::of_runs(size, MIB, order));
         let receiver = node.open().await.unwrap();
         let data = volume.image.content().iter().filter(|b| **b != 0).count() as u64;
         let mut sent = 0;
@@ -101,12 +101,19 @@ fn broken_again_and_again(fault: fn(u64) -> Fault) {
 
 #[test]
 fn a_seeding_resumes_where_it_stopped_after_cuts() {
-    broken_again_and_again(Fault::Cut);
+    broken_again_and_again(Fault::Cut, &[]);
 }
 
 #[test]
 fn a_seeding_resumes_where_it_stopped_after_corruption() {
-    broken_again_and_again(Fault::Flip);
+    broken_again_and_again(Fault::Flip, &[]);
+}
+
+/// Coldest first: the copy is whole whatever the order, and what has arrived is compared, not sent.
+#[test]
+fn a_seeding_in_an_order_of_its_own_is_whole_after_cuts() {
+    broken_again_and_again(Fault::Cut, &[9, 4, 20, 9, 3, 2, 0, 1]);
+    broken_again_and_again(Fault::Flip, &[5, 1]);
 }
 
 /// Break the link at many places of an increment, forth or back. The copy is the former or the new

@@ -272,6 +272,8 @@ impl<F: Forecaster> Forerun<F> {
             idle_since: (view.calm_since[node])
                 .filter(|_| !vms.iter().any(|v| view.away.contains_key(v)))
                 .map(|s| world.at(s)),
+            site_latency_ms: BTreeMap::new(),
+            node_latency_ms: BTreeMap::new(),
         };
         self.held.insert(name.to_owned(), vms);
         subject

@@ -103,6 +103,7 @@ pub async fn run(
         address: config.advertised(listening).to_string(),
         replication_address: config.advertised(replication).to_string(),
         nbd_address: config.advertised(nbd).to_string(),
+        token: config.token.clone(),
     };
     let registration = config
         .controller

@@ -4,11 +4,12 @@ use super::peers::ReplicaRecord;
 use super::status::{ReplicaStatus, micros};
 use crate::engine::VolumeHandle;
 use crate::replication::{Redirect, ReplicaHandle, ReplicaSpec, Sending};
+use crate::service::SeedOrder;
 use block::{Error, ErrorKind, Generation, NodeName, Result, VolumeId, VolumeName};
 use nbd::client::Uri;
 use proto::v1::{CutoverPhase, CutoverProgress};
-use replica::Tuning;
 use replica::cutover::{Phase, Plan, Report, Update};
+use replica::{Order, Tuning};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -46,6 +47,7 @@ impl Kept {
         sending: &Sending,
         source: Source,
         record: &ReplicaRecord,
+        order: &SeedOrder,
         changed: Arc<Notify>,
     ) -> Result<Kept> {
         let to = record.name()?;
@@ -54,7 +56,9 @@ impl Kept {
         let new_owner = Arc::default();
         let redirect = redirect(&source, Arc::clone(&new_owner));
         let rate = record.rate_bytes_per_second;
+        let size = source.image.size;
         let spec = ReplicaSpec {
+            order: Order::of_runs(size, order.extent_bytes, &order.runs),
             id: source.id,
             handle: source.handle,
             image: source.image,

@@ -28,6 +28,7 @@ fn config(dir: &Path) -> Config {
         site: "here".into(),
         data: dir.to_owned(),
         controller: None,
+        token: String::new(),
         advertise: None,
         listen: "127.0.0.1:0".parse().unwrap(),
         replication: "127.0.0.1:0".parse().unwrap(),

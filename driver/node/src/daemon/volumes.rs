@@ -9,13 +9,14 @@ use crate::datadir::DataDir;
 use crate::engine::{Engine, VolumeHandle, VolumeSpec};
 use crate::replication::{Receiving, Sending, StandbySpec};
 use crate::serve::state::checkpoints;
-use crate::service::{Consistency, Handover, NewReplica, NewVolume, NodeOps};
+use crate::service::{Consistency, Handover, NewReplica, NewVolume, NodeOps, SeedOrder};
 use block::{Error, ErrorKind, NodeName, Result, VolumeId, VolumeName};
 use nbd::accept::Accepted;
 use nbd::codec::TransmissionFlags;
 use nbd::{Export, Exports};
 use proto::v1::{
-    CutoverPhase, CutoverProgress, IoCounters, NodeMetrics, ReplicaReport, VolumeReport, VolumeRole,
+    CutoverPhase, CutoverProgress, IoCounters, NodeMetrics, ReplicaReport, VolumeReport,
+    VolumeRole, WriteTrail,
 };
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -273,7 +274,7 @@ impl Volumes {
         let connections = Arc::strong_count(&hosted.connections).saturating_sub(2); // the map's, ours
         report.io = Some(IoCounters {
             connections: u32::try_from(connections).unwrap_or(u32::MAX),
-            ..IoCounters::default()
+            ..hosted.handle.activity().counters()
         });
         report
     }
@@ -319,7 +320,8 @@ impl Volumes {
         match hosted.handle.call(|v, _| v.role()).await? {
             Role::Owner { .. } => {
                 for record in &peers.replica {
-                    self.replicate(name, hosted, record).await?;
+                    self.replicate(name, hosted, record, &SeedOrder::default())
+                        .await?;
                 }
                 if let Some(handover) = peers.handover {
                     self.ask(name, hosted, handover).await?;
@@ -344,7 +346,9 @@ impl Volumes {
                     interval_ms: 0,
                     rate_bytes_per_second: 0,
                 };
-                let kept = self.replicate(name, hosted, &record).await?;
+                let kept = self
+                    .replicate(name, hosted, &record, &SeedOrder::default())
+                    .await?;
                 kept.finish_handover(generation, epoch, handover.nbd);
             }
             Role::Standby => {}
@@ -385,6 +389,7 @@ impl Volumes {
         name: &VolumeName,
         hosted: &Hosted,
         record: &ReplicaRecord,
+        order: &SeedOrder,
     ) -> Result<Kept> {
         let node = record.name()?;
         let known = hosted.replicas().get(&node).cloned();
@@ -400,7 +405,8 @@ impl Volumes {
             handle: hosted.handle.clone(),
             image: hosted.image.share()?,
         };
-        let kept = Kept::start(&self.sending, source, record, Arc::clone(&self.changed)).await?;
+        let changed = Arc::clone(&self.changed);
+        let kept = Kept::start(&self.sending, source, record, order, changed).await?;
         hosted.replicas().insert(node, kept.clone());
         Ok(kept)
     }
@@ -484,6 +490,16 @@ impl NodeOps for Volumes {
 
     fn metrics(&self) -> NodeMetrics {
         self.host.metrics(self.data.path())
+    }
+
+    fn trails(&self) -> Vec<WriteTrail> {
+        let slots = self.read();
+        let open = slots.iter().filter_map(|(name, slot)| match slot {
+            Slot::Open(hosted) => Some((name, hosted)),
+            Slot::Broken(_) => None,
+        });
+        open.filter_map(|(name, hosted)| hosted.handle.activity().take_trail(name.as_str()))
+            .collect()
     }
 
     async fn create(&self, new: NewVolume) -> Result<VolumeReport> {
@@ -581,7 +597,7 @@ impl NodeOps for Volumes {
         let mut peers = Peers::load(&dir)?;
         peers.set(record.clone());
         peers.save(&dir)?;
-        self.replicate(&new.volume, &hosted, &record)
+        self.replicate(&new.volume, &hosted, &record, &new.order)
             .await
             .map(|_| ())
     }
@@ -660,7 +676,9 @@ impl NodeOps for Volumes {
                 address: handover.replication_address,
                 ..replica
             };
-            let kept = self.replicate(&handover.volume, &hosted, &replica).await?;
+            let kept = self
+                .replicate(&handover.volume, &hosted, &replica, &SeedOrder::default())
+                .await?;
             (kept, next)
         };
         let report = kept.hand_over(next, handover.nbd_address, progress).await?;

@@ -81,6 +81,7 @@ impl EngineShard {
             saves: slab::Slab::new(),
             waiters: Waiters::default(),
             latency: files.latency,
+            activity: files.activity,
             extents_file: files.extents_file,
             links: 0,
             standing: files.standing,

@@ -2,6 +2,7 @@
 //! make control calls.
 
 use super::VOLUME_REQUESTS_MAX;
+use super::activity::Activity;
 use super::connection::Arrival;
 use super::dialler::Dialler;
 use super::extents::Extents;
@@ -53,6 +54,7 @@ pub struct VolumeHandle {
     pub(super) index: VolumeIndex,
     me: Arc<str>,
     latency: Arc<Latency>,
+    activity: Arc<Activity>,
     standing: Arc<Standing>,
 }
 
@@ -153,6 +155,7 @@ impl Engine {
     pub async fn add_volume(&self, spec: VolumeSpec) -> Result<VolumeHandle> {
         assert_eq!(spec.volume.config().max_requests, VOLUME_REQUESTS_MAX);
         let latency = Arc::new(Latency::default());
+        let activity = Arc::new(Activity::new(spec.image.size));
         let standing = Arc::new(Standing::default());
         standing.set(spec.volume.owned());
         let extents_file = Arc::new(spec.image.duplicate()?);
@@ -161,6 +164,7 @@ impl Engine {
             image: spec.image,
             meta: spec.meta,
             latency: Arc::clone(&latency),
+            activity: Arc::clone(&activity),
             extents_file,
             standing: Arc::clone(&standing),
         };
@@ -176,6 +180,7 @@ impl Engine {
             index,
             me: Arc::clone(&self.me),
             latency,
+            activity,
             standing,
         })
     }
@@ -357,6 +362,12 @@ impl VolumeHandle {
             .send(Message::RemoveVolume(self.index, answer))
             .map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
+    }
+
+    /// What guests do to it.
+    #[must_use]
+    pub fn activity(&self) -> &Activity {
+        &self.activity
     }
 
     /// How long its guests wait.

@@ -13,6 +13,7 @@
 //! Everything of one volume lives on its home shard: its connections, its requests, its image.
 
 mod actions;
+mod activity;
 mod closing;
 mod connection;
 mod dialler;
@@ -30,6 +31,7 @@ mod shard;
 mod status;
 mod volume_cell;
 
+pub use activity::Activity;
 pub use handle::{Engine, Mirror, MirrorReceipts, VolumeHandle, VolumeSpec};
 pub use latency::{Latency, LatencySnapshot};
 

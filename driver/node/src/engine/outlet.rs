@@ -60,6 +60,7 @@ impl EngineShard {
         let (buf, payload) = (place.io.take_buffer(), place.io.payload());
         cell.latency
             .record(ring.now(), ring.now().since(place.began));
+        cell.activity.record(&request, outcome.is_err());
         cell.requests.give(slot);
         self.relief = true;
 

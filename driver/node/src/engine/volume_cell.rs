@@ -1,5 +1,6 @@
 //! A volume on its home shard, with what it needs from the world.
 
+use super::activity::Activity;
 use super::forward::Forwarder;
 use super::latency::Latency;
 use super::mirror::MirrorQueue;
@@ -35,6 +36,7 @@ pub(super) struct VolumeFiles {
     pub(super) image: ImageFile,
     pub(super) meta: Option<(MetaFile, OwnedFd)>,
     pub(super) latency: Arc<Latency>,
+    pub(super) activity: Arc<Activity>,
     pub(super) extents_file: Arc<File>,
     pub(super) standing: Arc<Standing>,
 }
@@ -136,6 +138,7 @@ pub(super) struct VolumeCell {
     pub(super) saves: slab::Slab<Save>,
     pub(super) waiters: Waiters,
     pub(super) latency: Arc<Latency>,
+    pub(super) activity: Arc<Activity>,
     pub(super) extents_file: Arc<File>,
     /// Links of former owners, those that end included.
     pub(super) links: u32,

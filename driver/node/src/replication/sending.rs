@@ -8,7 +8,7 @@ use super::tcp::{MoverClock, Tcp};
 use crate::engine::VolumeHandle;
 use block::{Epoch, Error, ErrorKind, NodeName, Result, VolumeId};
 use replica::cutover::{self, Plan, Report, Update};
-use replica::{Event, Increment, Seeding, Sender, Tuning};
+use replica::{Event, Increment, Order, Seeding, Sender, Tuning};
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -56,6 +56,8 @@ pub struct ReplicaSpec {
     pub interval: Duration,
     /// How to go about it.
     pub tuning: Tuning,
+    /// In which order to copy a baseline.
+    pub order: Order,
     /// Told how it goes; must not block.
     pub news: Arc<dyn Fn(&News) + Send + Sync>,
     /// Makes the volume forward to the new owner after a cutover.
@@ -235,7 +237,8 @@ impl Kept {
             MoverClock::start(),
             spec.tuning,
             move |event| news(&News::Event(*event)),
-        )?;
+        )?
+        .in_order(spec.order);
         Ok(Kept {
             sender,
             address: spec.address,

@@ -4,7 +4,7 @@ use super::{News, Receiving, ReplicaHandle, ReplicaSpec, Sending, StandbySpec};
 use crate::engine::{Engine, VOLUME_REQUESTS_MAX, VolumeHandle, VolumeSpec};
 use block::{Epoch, Generation, NodeName, VolumeId};
 use replica::cutover::Plan;
-use replica::{Seeding, State, Tuning};
+use replica::{Order, Seeding, State, Tuning};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
@@ -136,6 +136,7 @@ impl Pair {
             address: self.receiving.address(),
             interval: Duration::from_millis(50),
             tuning: Tuning::default(),
+            order: Order::of_runs(0, 0, &[]),
             news: Arc::new(move |news| {
                 let _ = tell.send(news.clone());
             }),

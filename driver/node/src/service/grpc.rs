@@ -1,6 +1,6 @@
 //! The gRPC face of [`NodeOps`]: messages are checked here, and what is behind sees valid values only.
 
-use super::ops::{Consistency, Handover, NewReplica, NewVolume, NodeOps, address};
+use super::ops::{Consistency, Handover, NewReplica, NewVolume, NodeOps, SeedOrder, address};
 use super::to_status;
 use block::{Error, ErrorKind, NodeName, Result};
 use proto::v1::node_server::Node;
@@ -73,6 +73,10 @@ impl<O: NodeOps> Service<O> {
                 consistency,
                 rate_bytes_per_second: (r.rate_bytes_per_second > 0)
                     .then_some(r.rate_bytes_per_second),
+                order: SeedOrder {
+                    extent_bytes: r.extent_bytes,
+                    runs: r.order,
+                },
             })
             .await
     }
@@ -99,6 +103,13 @@ fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
 #[tonic::async_trait]
 impl<O: NodeOps> Node for Service<O> {
     type CutoverStream = Pin<Box<dyn Stream<Item = Result<CutoverProgress, Status>> + Send>>;
+
+    async fn ping(
+        &self,
+        _: Request<v1::PingRequest>,
+    ) -> Result<Response<v1::PingResponse>, Status> {
+        Ok(Response::new(v1::PingResponse {}))
+    }
 
     async fn status(
         &self,

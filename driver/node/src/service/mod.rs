@@ -6,12 +6,13 @@
 //! ```
 
 mod grpc;
+mod neighbours;
 mod ops;
 mod registration;
 mod status;
 
 pub use grpc::{PROGRESS_BACKLOG, Service};
-pub use ops::{Consistency, Handover, NewReplica, NewVolume, NodeOps};
+pub use ops::{Consistency, Handover, NewReplica, NewVolume, NodeOps, SeedOrder};
 pub use registration::keep_registered;
 pub use status::{to_error, to_status};
 

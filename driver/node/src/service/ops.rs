@@ -1,7 +1,7 @@
 //! What a node can do, as the service needs it: the seam between gRPC and the daemon.
 
 use block::{Error, ErrorKind, NodeName, Result, VolumeId, VolumeName};
-use proto::v1::{CutoverProgress, NodeMetrics, VolumeReport};
+use proto::v1::{CutoverProgress, NodeMetrics, VolumeReport, WriteTrail};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -46,6 +46,17 @@ pub struct NewReplica {
     pub consistency: Consistency,
     /// Cap on its bandwidth.
     pub rate_bytes_per_second: Option<u64>,
+    /// In which order its baseline is best copied.
+    pub order: SeedOrder,
+}
+
+/// An order of extents as it came: runs, first extent and number in turn. Empty where none is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SeedOrder {
+    /// Bytes of an extent.
+    pub extent_bytes: u64,
+    /// The runs.
+    pub runs: Vec<u32>,
 }
 
 /// A volume to be handed over.
@@ -72,6 +83,9 @@ pub trait NodeOps: Send + Sync + 'static {
 
     /// The host as it stands.
     fn metrics(&self) -> NodeMetrics;
+
+    /// The extents that guests wrote since this was asked last.
+    fn trails(&self) -> Vec<WriteTrail>;
 
     /// Make or adopt a volume. If it exists with the same identity, that is the answer; with another
     /// one, `Exists`.

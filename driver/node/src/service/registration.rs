@@ -1,6 +1,7 @@
 //! The node's side of the registry: register, then heartbeats, for ever. A controller that is away
 //! changes nothing for guests: the node serves on and tries again.
 
+use super::neighbours::Neighbours;
 use super::{NodeOps, to_error};
 use block::{Error, Result};
 use proto::v1::registry_client::RegistryClient;
@@ -16,9 +17,22 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Register with the controller at `ADDR:PORT` and send heartbeats until dropped.
 pub async fn keep_registered<O: NodeOps>(controller: String, me: RegisterRequest, ops: Arc<O>) {
+    let neighbours = Neighbours::default();
+    tokio::select! {
+        () = stay_registered(&controller, &me, &*ops, &neighbours) => {}
+        never = neighbours.keep_measuring() => match never {},
+    }
+}
+
+async fn stay_registered<O: NodeOps>(
+    controller: &str,
+    me: &RegisterRequest,
+    ops: &O,
+    neighbours: &Neighbours,
+) {
     let mut said = String::new();
     loop {
-        let Err(e) = serve_one(&controller, &me, &*ops).await;
+        let Err(e) = serve_one(controller, me, ops, neighbours).await;
         // Once for each reason: a controller may be away for days.
         let now = e.to_string();
         if now != said {
@@ -33,6 +47,7 @@ async fn serve_one<O: NodeOps>(
     controller: &str,
     me: &RegisterRequest,
     ops: &O,
+    neighbours: &Neighbours,
 ) -> Result<std::convert::Infallible> {
     let asked = "register";
     let lost = |e: tonic::Status| to_error(asked, &e);
@@ -62,11 +77,14 @@ async fn serve_one<O: NodeOps>(
                 name: me.name.clone(),
                 volumes: ops.report().await,
                 metrics: Some(ops.metrics()),
+                trails: ops.trails(),
+                latencies: neighbours.latencies(),
             };
             let answer = client.heartbeat(beat).await.map_err(lost)?.into_inner();
             if answer.register {
                 break;
             }
+            neighbours.set(answer.peers);
         }
     }
 }

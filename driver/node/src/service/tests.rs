@@ -43,6 +43,9 @@ impl NodeOps for Scribe {
     fn metrics(&self) -> NodeMetrics {
         NodeMetrics::default()
     }
+    fn trails(&self) -> Vec<v1::WriteTrail> {
+        Vec::new()
+    }
     async fn create(&self, new: NewVolume) -> Result<VolumeReport> {
         self.write(format!("{new:?}"));
         Ok(VolumeReport {
@@ -209,6 +212,7 @@ impl Registry for Forgetful {
         let beats = self.beats.fetch_add(1, Ordering::SeqCst) + 1;
         Ok(Response::new(v1::HeartbeatResponse {
             register: beats == 2,
+            ..Default::default()
         }))
     }
 }

@@ -1,7 +1,7 @@
 //! Seeding: the whole image as it is found, while the guest writes.
 
 use super::chunk::{CHUNK_BYTES, CHUNKS, SEED_UNIT, Tally};
-use super::{Event, Progress, Session};
+use super::{Event, Order, Progress, Session};
 use crate::seam::Source;
 use block::{Clock, Disk, Epoch, Result, Span, Transport};
 use futures_util::future::LocalBoxFuture;
@@ -33,6 +33,12 @@ impl<S: Source, D: Disk, C: Clock, T: Transport> Session<'_, S, D, C, T> {
                 (cursor, watermark)
             }
             _ => (sender.source.begin_seed().await?, 0),
+        };
+        // In an order of its own only the whole has a watermark.
+        let from = if sender.order.is_none() || from == sender.size {
+            from
+        } else {
+            0
         };
         self.inbox.watermark.set(from);
         self.link.send(seed, &Message::SeedBegin { from }).await?;
@@ -67,14 +73,14 @@ impl<S: Source, D: Disk, C: Clock, T: Transport> Session<'_, S, D, C, T> {
         let sender = self.sender;
         let tally = Tally::default();
         let (sent, mut marked) = (self.link.sent(), from);
-        let mut walk = Walk {
-            at: from,
-            size: sender.size,
-            data: (0, 0),
-        };
+        let order = sender.order.clone().filter(|_| from == 0);
+        let is_scattered = order.is_some();
+        let order = order.unwrap_or_else(|| Order::linear(from, sender.size));
+        let mut walk = Walk::new(order);
+        let mut dealt_with = 0;
         // Chunks end in any order; a watermark may pass none that has not.
         let mut going = BTreeSet::new();
-        let mut work: FuturesUnordered<LocalBoxFuture<'_, Result<Option<u64>>>> =
+        let mut work: FuturesUnordered<LocalBoxFuture<'_, Result<Option<Span>>>> =
             FuturesUnordered::new();
         let mut walked = false;
         loop {
@@ -91,14 +97,21 @@ impl<S: Source, D: Disk, C: Clock, T: Transport> Session<'_, S, D, C, T> {
                     } else {
                         self.hole(seed, span).await?;
                     }
-                    Ok(Some(span.offset))
+                    Ok(Some(span))
                 }));
             }
             let Some(done) = work.next().await else { break };
             let Some(done) = done? else { continue };
-            going.remove(&done);
-            let done = going.first().copied().unwrap_or(walk.at);
-            if done >= marked + sender.tuning.watermark_every || done == sender.size {
+            going.remove(&done.offset);
+            dealt_with += done.len;
+            let done = if is_scattered {
+                dealt_with
+            } else {
+                going.first().copied().unwrap_or(walk.at)
+            };
+            if is_scattered {
+                // until all is there, what is durable has no end that could be named
+            } else if done >= marked + sender.tuning.watermark_every || done == sender.size {
                 marked = done;
                 // Among the chunks, not beside them: they may hold the room it waits for.
                 work.push(Box::pin(async move {
@@ -134,25 +147,38 @@ impl<S: Source, D: Disk, C: Clock, T: Transport> Session<'_, S, D, C, T> {
     }
 }
 
-/// Walks an image: data in chunks, holes whole.
+/// Walks an image in an order: data in chunks, holes whole.
 struct Walk {
+    order: std::vec::IntoIter<Span>,
     at: u64,
-    size: u64,
+    end: u64,
     /// The run of data found last.
     data: (u64, u64),
 }
 
 impl Walk {
+    fn new(order: Order) -> Walk {
+        Walk {
+            order: order.into_spans(),
+            at: 0,
+            end: 0,
+            data: (0, 0),
+        }
+    }
+
     async fn next<D: Disk>(&mut self, image: &D) -> Result<Option<(Span, bool)>> {
-        if self.at >= self.size {
-            return Ok(None);
+        while self.at >= self.end {
+            let Some(span) = self.order.next() else {
+                return Ok(None);
+            };
+            (self.at, self.end, self.data) = (span.offset, span.end(), (0, 0));
         }
         if self.at >= self.data.1 {
             let found = image.next_data(self.at).await?;
-            self.data = found.unwrap_or((self.size, self.size));
+            self.data = found.unwrap_or((u64::MAX, u64::MAX));
         }
         let (start, end) = self.data;
-        let (start, end) = (start.max(self.at).min(self.size), end.min(self.size));
+        let (start, end) = (start.max(self.at).min(self.end), end.min(self.end));
         let (span, is_data) = if start > self.at {
             (Span::new(self.at, start - self.at), false)
         } else {

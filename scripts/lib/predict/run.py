@@ -1,0 +1,374 @@
+"""The demonstration of scripts/demo-predict."""
+
+import argparse
+import datetime
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+from guest import Guest
+from net import Net
+
+# One second of the demonstration stands for so many of the world.
+COMPRESSED = 150
+# A sample of five minutes takes so long.
+STEP = 2
+DAY = 288
+VOLUME, SIZE = "db", 192 << 20
+SITES = ["home", "east", "west", "north"]
+RATES = {"east": 400, "west": 200, "north": 200}
+# Prices of an hour of the world, times COMPRESSED: an hour of the demonstration is as many.
+PRICES = """
+version = "demo-predict"
+currency = "EUR"
+[sites.home]
+storage_gib_month = 7.5
+egress_gib = 0.0
+shapes = [{ name = "h2", cpus = 256, memory_gib = 4096, storage_gib = 500, hour = 15.0 }]
+[sites.east]
+storage_gib_month = 15.0
+egress_gib = 0.02
+shapes = [{ name = "e2", cpus = 256, memory_gib = 4096, storage_gib = 500, hour = 45.0 }]
+[sites.west]
+storage_gib_month = 7.5
+egress_gib = 0.09
+shapes = [{ name = "w2", cpus = 256, memory_gib = 4096, storage_gib = 500, hour = 15.0 }]
+[sites.north]
+storage_gib_month = 3.0
+egress_gib = 0.01
+shapes = [{ name = "n2", cpus = 256, memory_gib = 4096, storage_gib = 500, hour = 6.0 }]
+"""
+POLICY = """
+open_score = 1.0
+value_of_second = 0.05
+utilisation_limit = 1.0
+utilisation_probability = 1.0     # the score alone decides
+expected_stay_seconds = 30
+expected_hold_seconds = 120
+minimum_hold_seconds = 20
+idle_seconds = 8
+event_margin_seconds = 0
+latency_ms_limit = 50.0
+"""
+SITE = """
+[[site]]
+name = "{name}"
+address = "{address}"
+netns = "{netns}"
+controller = "{controller}"
+latency_ms = {latency}
+bandwidth_mib = {bandwidth}
+provision_seconds = 15
+"""
+
+
+class Failed(Exception):
+    pass
+
+
+def load(sample, noise):
+    """A VM host's load as a share of its processors: quiet nights, a working day, a nightly job that takes more
+    than there is."""
+    hour = sample % DAY / DAY * 24
+    day = 0.35 + 0.15 * math.sin((hour - 9) / 24 * 2 * math.pi)
+    job = 0.75 if 20 <= hour < 21.5 else 0.0
+    return max(0.02, day + job + noise.gauss(0, 0.03))
+
+
+class Series(threading.Thread):
+    """Plays the series: five days at once, then a sample every STEP seconds."""
+
+    def __init__(self, path, first):
+        super().__init__(daemon=True)
+        noise = random.Random(7)
+        self.path, self.values = path, [load(i, noise) for i in range(first)]
+        self.noise, self.ending = noise, False
+        self.write()
+
+    def write(self):
+        rows = "".join(f"{i * STEP},{value:.4f},0.4\n" for i, value in enumerate(self.values))
+        with open(self.path + ".new", "w") as file:
+            file.write("timestamp,cpu,memory\n" + rows)
+        os.replace(self.path + ".new", self.path)
+
+    def run(self):
+        began, first = time.monotonic(), len(self.values)
+        while not self.ending:
+            due = first + int((time.monotonic() - began) / STEP)
+            while len(self.values) < due:
+                self.values.append(load(len(self.values), self.noise))
+                self.write()
+            time.sleep(0.2)
+
+
+class Demo:
+    def __init__(self, forerun, terraform):
+        self.forerun = os.path.abspath(forerun)
+        self.terraform = shutil.which(terraform)
+        self.folder = tempfile.mkdtemp(prefix="forerun-predict-")
+        self.net = Net(SITES)
+        self.processes = []
+        self.began = time.time()
+        self.story = []
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def say(self, text):
+        line = (time.time() - self.began, text)
+        self.story.append(line)
+        print(f"{line[0]:6.1f} s  {text}", file=sys.stderr, flush=True)
+
+    def put(self, name, text):
+        with open(self.path(name), "w") as file:
+            file.write(text)
+        return self.path(name)
+
+    def daemon(self, name, *words):
+        log = open(self.path(name + ".log"), "ab")
+        self.processes.append(subprocess.Popen(self.net.inside("home", self.forerun, *words), stdout=log,
+                                               stderr=log, stdin=subprocess.DEVNULL))
+
+    def ask(self, *words):
+        done = subprocess.run(self.net.inside("home", self.forerun, *words, "--controller", self.controller,
+                                              "--output", "json"), capture_output=True, text=True)
+        if done.returncode:
+            raise Failed(f"forerun {' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
+        try:
+            return json.loads(done.stdout)
+        except ValueError:
+            return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def until(self, what, condition, seconds):
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                found = condition()
+                if found:
+                    return found
+            except Failed as error:
+                found = error
+            if getattr(self, "guest", None) and self.guest.error:
+                raise Failed(f"the guest: {self.guest.error}")
+            if time.monotonic() > end:
+                raise Failed(f"not within {seconds} s: {what}. {found or ''}")
+            time.sleep(0.25)
+
+    def owner(self):
+        return self.ask("volume", "list")[0]["owner"]
+
+    def start(self):
+        self.net.make(RATES)
+        home = self.net.addresses["home"][0]
+        self.controller = f"{home}:7400"
+        # the nightly job begins a minute and a half from now
+        first = DAY * 5 + int(20 / 24 * DAY) - 48
+        self.series = Series(self.path("a.csv"), first)
+        sites = "".join(SITE.format(name=site, address=self.net.addresses[site][1], netns=self.net.names[site],
+                                    controller=f"{self.net.addresses[site][0]}:7400", latency=latency,
+                                    bandwidth=bandwidth)
+                        for site, latency, bandwidth in (("east", 4, 12), ("west", 18, 6), ("north", 80, 6)))
+        config = self.put("controller.toml", f"""
+listen = "0.0.0.0:7400"
+data = "{self.path('controller')}"
+allow_plaintext = true
+prices = "{self.put('prices.toml', PRICES)}"
+[provision]
+terraform = "{self.terraform}"
+register_seconds = 60
+retry_seconds = 1
+hour = 100.0
+[planning]
+mode = "auto"
+period_seconds = {STEP}
+day_seconds = {DAY * STEP}
+policy = "{self.put('policy.toml', POLICY)}"
+[[planning.series]]
+node = "a"
+metric = "cpu"
+column = "cpu"
+csv = "{self.path('a.csv')}"
+[[planning.series]]
+node = "a"
+metric = "memory"
+column = "memory"
+csv = "{self.path('a.csv')}"
+""" + sites)
+        self.daemon("controller", "controller", "--config", config)
+        node = self.put("a.toml", f"""
+name = "a"
+site = "home"
+data = "{self.path('a')}"
+controller = "{self.controller}"
+allow_plaintext = true
+listen = "{home}:7401"
+replication = "{home}:7402"
+nbd = "{home}:7403"
+""")
+        self.daemon("a", "node", "--config", node)
+        self.until("node a is there", lambda: self.ask("node-list"), 60)
+        self.ask("volume", "create", VOLUME, "--size", str(SIZE), "--node", "a")
+        self.guest = Guest(self.path("a/nbd.sock"), VOLUME, 200, 11)
+        self.guest.fill()
+        self.guest.start()
+        self.series.start()
+        self.say(f"a VM host at home, its disk of {SIZE >> 20} MiB on node a, a guest that writes and checks; "
+                 f"one second stands for {COMPRESSED}")
+
+    def predicted(self):
+        begins = time.time() + 110
+        at = datetime.datetime.fromtimestamp(int(begins), datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self.ask("calendar", "add", "power", "--kind", "maintenance", "--node", "a", "--at", at, "--lasts", "15s")
+        self.say("maintenance of node a is in the calendar, in 110 s")
+        seen, decided = {}, None
+
+        def commits():
+            plan = self.ask("plan")
+            for decision in plan["decisions"]:
+                line = decision["line"]
+                score = float(line.rsplit("= ", 1)[1]) if "= " in line else None
+                if decision["subject"] == "a" and score is not None and \
+                        (not seen or abs(score - seen["score"]) > 0.5):
+                    seen["score"] = score
+                    self.say(f"score of {line}")
+            return plan["commitments"].get("a") and plan
+
+        plan = self.until("a site's score passes the threshold", commits, 100)
+        decided = time.time()
+        kept = plan["commitments"]["a"]
+        line = next(d["line"] for d in plan["decisions"] if d["subject"] == "a")
+        self.say(f"decided {begins - decided:.0f} s before the maintenance: {line}")
+        for site, outlook in next(d["sites"] for d in plan["decisions"] if d["subject"] == "a").items():
+            if "filtered" in outlook:
+                self.say(f"no choice: {site}: {outlook['filtered']['why']}")
+        node = self.until("Terraform makes the node", lambda: self.there(kept["site"]), 90)
+        made = time.time()
+        self.say(f"Terraform has made {node['name']} at {kept['site']}, shape {node['shape']}")
+        copy = self.until("the baseline is there", self.consistent, 120)
+        seeded = time.time()
+        seed_bytes = copy["seed_bytes_sent"]
+        self.say(f"its copy is consistent after {seeded - made:.1f} s of seeding beside the guest")
+        self.until("maintenance is near", lambda: time.time() > begins - 2 * STEP, 150)
+        quiet = self.guest.stall_since(seeded)
+        behind = (self.consistent() or copy)["lag_bytes"]
+        self.until("the disk is at the new node", lambda: self.owner() == node["name"], 60)
+        moved = time.time()
+        cutover = self.last_cutover()
+        stall = self.guest.stall_since(begins - 2 * STEP - 1)
+        self.say(f"the disk is at {node['name']}, {begins - moved:+.1f} s before the maintenance; its copy lacked "
+                 f"{behind >> 10} KiB; longest request of the guest {stall:.1f} ms (before that {quiet:.1f} ms)")
+        self.until("the disk comes home", lambda: self.owner() == "a", 120)
+        self.say("maintenance is over and the disk is at home again")
+        self.until("the idle node goes", lambda: not self.there(kept["site"]), 150)
+        gone = time.time()
+        self.say(f"{node['name']} was idle and is destroyed")
+        hour = {"east": 45.0, "west": 15.0, "north": 6.0}[kept["site"]]
+        egress = {"east": 0.02, "west": 0.09, "north": 0.01}[kept["site"]]
+        sent = seed_bytes + behind
+        return {"site": kept["site"], "line": line, "p": kept["p"], "decided_before_s": begins - decided,
+                "provision_s": made - decided, "seed_s": seeded - made, "seed_bytes": seed_bytes,
+                "cutover_s": cutover["seconds"], "cutover_bytes": behind,
+                "frozen_ms": cutover["frozen_ms"], "stall_ms": stall, "stall_before_ms": quiet,
+                "at_new_node_before_event_s": begins - moved, "node_s": gone - made,
+                "cost": hour * (gone - made) / 3600 + egress * sent / (1 << 30)}
+
+    def there(self, site):
+        return next((n for n in self.ask("node-list") if n["site"] == site and n["alive"]), None)
+
+    def consistent(self):
+        return next((r for r in self.ask("replica", "list", VOLUME) if r["state"].startswith("consistent")), None)
+
+    def last_cutover(self):
+        done = [o for o in self.ask("operation", "list") if o["command"] == "cutover" and o.get("cutover")]
+        last = max(done, key=lambda o: o["started_unix_ms"])
+        return {"seconds": (last["ended_unix_ms"] - last["started_unix_ms"]) / 1e3,
+                "frozen_ms": last["cutover"]["frozen_ms"]}
+
+    def unpredicted(self, site, shape):
+        """The same move when nobody saw it coming: everything happens after the event."""
+        began = time.time()
+        self.ask("provision", "grow", "--site", site, "--shape", shape, "--node", "late")
+        made = time.time()
+        self.ask("replica", "add", VOLUME, "--to", "late", "--rate", "6M")
+        self.until("the copy is consistent", self.consistent, 150)
+        seeded = time.time()
+        self.ask("cutover", VOLUME, "--to", "late")
+        ended = time.time()
+        self.say(f"without prediction the same move took {ended - began:.1f} s: node {made - began:.1f}, "
+                 f"copy {seeded - made:.1f}, cutover {ended - seeded:.1f}")
+        return {"total_s": ended - began, "provision_s": made - began, "seed_s": seeded - made,
+                "cutover_s": ended - seeded}
+
+    def end(self):
+        if getattr(self, "series", None):
+            self.series.ending = True
+        for process in self.processes:
+            process.kill()
+        self.net.remove()
+        for process in self.processes:
+            process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def main():
+    options = argparse.ArgumentParser()
+    options.add_argument("--output", choices=["table", "json"], default="table")
+    options.add_argument("--terraform", default="terraform")
+    options.add_argument("--forerun", required=True)
+    options = options.parse_args()
+    demo = Demo(options.forerun, options.terraform)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        demo.start()
+        predicted = demo.predicted()
+        review = demo.ask("plan", "--review")["review"]
+        decisions = [e["text"] for e in demo.ask("events") if e["kind"].startswith("plan-")]
+        late = demo.unpredicted(predicted["site"], {"east": "e2", "west": "w2", "north": "n2"}[predicted["site"]])
+        error = demo.guest.finish()
+        report = {"compressed": COMPRESSED, "latencies": "stated in the configuration (the kernel here may have no "
+                  "netem); rates by tc tbf", "decisions": decisions, "predicted": predicted, "unpredicted": late,
+                  "review": review, "guest": {"requests": demo.guest.requests, "compared": demo.guest.compared,
+                                              "bytes_written": demo.guest.bytes, "error": error}}
+        show(report, options.output)
+        return 1 if error else 0
+    except Failed as error:
+        print(f"demo-predict failed: {error}", file=sys.stderr)
+        for name in ("controller", "a"):
+            subprocess.run(["tail", "-n", "12", demo.path(name + ".log")], stdout=sys.stderr)
+        return 1
+    finally:
+        demo.end()
+
+
+def show(report, output):
+    if output == "json":
+        print(json.dumps(report))
+        return
+    p, late, review, guest = (report[k] for k in ("predicted", "unpredicted", "review", "guest"))
+    print(f"\nOne second stood for {report['compressed']}. Latencies: {report['latencies']}.\n\nDecisions")
+    for text in report["decisions"]:
+        print(f"  {text}")
+    print(f"\nForecast against outcome: said {p['p']:.3f}, and the event came. {review['count']} predictions judged, "
+          f"Brier {review['brier']:.3f}")
+    print(f"\n                         with prediction   without")
+    print(f"  node made in            {p['provision_s']:8.1f} s       {late['provision_s']:8.1f} s")
+    print(f"  copy seeded in          {p['seed_s']:8.1f} s       {late['seed_s']:8.1f} s")
+    print(f"  cutover                 {p['cutover_s']:8.1f} s       {late['cutover_s']:8.1f} s")
+    print(f"  from the event on       {p['cutover_s']:8.1f} s       {late['total_s']:8.1f} s")
+    print(f"\n  seeded {p['seed_bytes'] / 2**20:.1f} MiB before the event, {p['cutover_bytes'] >> 10} KiB were left for it; frozen {p['frozen_ms']:.1f} ms, longest request "
+          f"{p['stall_ms']:.1f} ms")
+    print(f"  the node stood {p['node_s']:.0f} s and cost {p['cost']:.3f} EUR with its traffic")
+    print(f"  guest: {guest['requests']} requests, {guest['compared']} blocks compared, "
+          f"{guest['error'] or 'all as acknowledged'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+//! Volumes that a plan moved away from home, because of an event there, and that come back.
+
+use super::view::maintenance;
+use super::{Controller, Nodes, Planned, Planning, Rules, book, now};
+use crate::fleet::Volume;
+use crate::planner::{EventKind, Seconds};
+use crate::store::{Store, Transaction};
+use node::{NodeName, Result, VolumeName};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+const AWAY: &str = "plan/away/";
+
+/// Where a volume is at home while it is elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Away {
+    pub home: String,
+    /// Where it was moved to.
+    pub to: String,
+}
+
+impl<S: Store, N: Nodes> Controller<S, N> {
+    pub(super) async fn away(&self) -> Result<BTreeMap<String, Away>> {
+        self.planning_records(AWAY).await
+    }
+
+    async fn put_away(&self, volume: &VolumeName, away: Option<&Away>) -> Result<()> {
+        let mut t = Transaction::default();
+        let bytes = away.map(book::encode).transpose()?;
+        t.write.push((format!("{AWAY}{volume}"), bytes));
+        self.commit(t, Vec::new()).await?;
+        Ok(())
+    }
+
+    async fn volume_named(&self, name: &str) -> Result<Option<Volume>> {
+        let found = self.inner.records.volume(&name.parse()?).await?;
+        Ok(found.map(|r| r.record))
+    }
+
+    /// Volumes whose home goes into maintenance before the next cycle leave for their copies.
+    pub(super) async fn leave_for_events(
+        &self,
+        rules: &Rules,
+        planned: &mut Planned,
+    ) -> Result<()> {
+        let at = now();
+        let soon = at.after(Seconds(rules.policy.cycle_seconds));
+        let events = rules.calendar.between(at, soon);
+        for (subject, began) in &planned.commitments {
+            let home: NodeName = subject.parse()?;
+            let site = self.inner.records.node(&home).await?.map(|n| n.site);
+            let event = events.iter().find(|o| {
+                o.event.kind == EventKind::Maintenance
+                    && o.event
+                        .touches(subject, site.as_deref().unwrap_or_default())
+            });
+            let Some(event) = event else { continue };
+            for (volume, to) in began.volumes.iter().zip(&began.nodes) {
+                let Some(v) = self.volume_named(volume).await? else {
+                    continue;
+                };
+                let to: NodeName = to.parse()?;
+                if v.owner != home || v.operation.is_some() {
+                    continue;
+                }
+                if let Some(why) = self.is_no_refuge(rules, &v, &to).await? {
+                    planned.notes.push(format!(
+                        "{volume} should leave {subject} for {to} because of {}: {why}",
+                        event.event.name
+                    ));
+                    continue;
+                }
+                let away = Away {
+                    home: subject.clone(),
+                    to: to.to_string(),
+                };
+                self.put_away(&v.name, Some(&away)).await?;
+                self.move_to(&v, &to).await?;
+                let text = format!(
+                    "{volume} leaves {subject} for {to} because of {}",
+                    event.event.name
+                );
+                self.announce("plan-moves", to.as_str(), text).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Why a volume cannot be moved to a node now, if it cannot.
+    async fn is_no_refuge(
+        &self,
+        rules: &Rules,
+        v: &Volume,
+        to: &NodeName,
+    ) -> Result<Option<String>> {
+        let Some(node) = self.inner.records.node(to).await? else {
+            return Ok(Some("it is not registered".into()));
+        };
+        let alive = self.inner.presence.word(to).is_some_and(|w| w.alive);
+        let cycle = Seconds(rules.policy.cycle_seconds);
+        Ok(if !alive {
+            Some("it sends no heartbeats".into())
+        } else if node.draining {
+            Some("it is being emptied".into())
+        } else if maintenance(&rules.calendar, to.as_str(), Some(&node.site), now(), cycle) {
+            Some("maintenance touches it too".into())
+        } else if !self.is_consistent(v, to) {
+            Some("its copy is not complete yet".into())
+        } else {
+            None
+        })
+    }
+
+    /// Volumes whose home is there again, with no maintenance near, come back.
+    pub(super) async fn come_home(
+        &self,
+        planning: &Planning,
+        rules: &Rules,
+        planned: &mut Planned,
+    ) -> Result<()> {
+        for (volume, away) in self.away().await? {
+            let name: VolumeName = volume.parse()?;
+            let Some(v) = self.volume_named(&volume).await? else {
+                self.put_away(&name, None).await?; // deleted meanwhile
+                continue;
+            };
+            let home: NodeName = away.home.parse()?;
+            let settled = v.operation.is_none();
+            if v.owner.as_str() != away.to {
+                // it is home, or a person took it elsewhere: where it is now is its home. Before the
+                // cutover has begun it is still where it was
+                if settled && !self.is_due_away(rules, &away.home).await? {
+                    self.put_away(&name, None).await?;
+                }
+                continue;
+            }
+            if !planning.config.return_home
+                || !settled
+                || self.is_due_away(rules, &away.home).await?
+            {
+                continue;
+            }
+            let alive = self.inner.presence.word(&home).is_some_and(|w| w.alive);
+            if !alive {
+                planned.notes.push(format!(
+                    "{volume} waits for its home {home}, which is silent"
+                ));
+                continue;
+            }
+            match self.have_copy(&v, &home, 0).await {
+                Ok(true) => {
+                    self.move_to(&v, &home).await?;
+                    let text = format!("{volume} comes home to {home} from {}", away.to);
+                    self.announce("plan-moves", home.as_str(), text).await?;
+                }
+                Ok(false) => {}
+                Err(e) => planned
+                    .notes
+                    .push(format!("{volume} cannot come home: {e}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether maintenance of a node is under way, or so near that leaving again would come first.
+    async fn is_due_away(&self, rules: &Rules, home: &str) -> Result<bool> {
+        let site = self
+            .inner
+            .records
+            .node(&home.parse()?)
+            .await?
+            .map(|n| n.site);
+        let near = Seconds(
+            rules
+                .policy
+                .event_margin_seconds
+                .max(rules.policy.cycle_seconds),
+        );
+        Ok(maintenance(
+            &rules.calendar,
+            home,
+            site.as_deref(),
+            now(),
+            near,
+        ))
+    }
+}

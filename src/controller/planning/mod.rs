@@ -1,0 +1,308 @@
+//! The cycle: every few minutes look at the fleet, forecast, plan, write the plan down and, if the
+//! mode says so, carry it out.
+//!
+//! ```text
+//! heartbeats ─► sample ─► history ─► forecast ─┐
+//! calendar (file, API) ────────────────────────┼─► planner::plan ─► one transaction: plan,
+//! prices, policy (files, read anew) ───────────┤                    commitments, predictions
+//! nodes, volumes, copies ──────────────────────┘                              │
+//!                            grow, replica add, cutover, retire ◄── carry ◄───┘ auto only
+//! ```
+//!
+//! What is begun is read from the commitments and not from the plan that made them: a controller
+//! that dies after the transaction finds them and goes on.
+
+mod away;
+mod book;
+mod carry;
+mod history;
+mod outlook;
+mod review;
+mod service;
+mod view;
+
+use super::config::{Config, PlanningConfig, SiteConfig};
+use super::provisioning::read_prices;
+use super::records::Happening;
+use super::{Controller, Nodes, unix_ms};
+use crate::planner::{
+    Action, Calendar, Commitments, Input, Mode, Plan, Policy, Prices, Seconds, UnixTime, plan,
+};
+use crate::store::{Store, Transaction};
+use book::Began;
+use history::{History, Metric, Totals};
+use node::{Error, ErrorKind, Result};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// The planning of one controller.
+pub(super) struct Planning {
+    config: PlanningConfig,
+    sites: Vec<SiteConfig>,
+    prices: Option<std::path::PathBuf>,
+    /// The most nodes at a site; none can be made where provisioning is not configured.
+    nodes_at_site: usize,
+    seen: Mutex<Seen>,
+    /// One cycle at a time: the timer's and one that somebody asked for.
+    cycle: tokio::sync::Mutex<()>,
+}
+
+/// What was observed, lost with the controller.
+struct Seen {
+    history: History,
+    totals: Totals,
+    /// Since when a subject has been calm, and a provisioned node empty.
+    idle_since: BTreeMap<String, UnixTime>,
+    empty_since: BTreeMap<String, UnixTime>,
+    trouble: String,
+}
+
+/// A plan with what a person should know of how it was made.
+#[derive(Serialize)]
+pub(super) struct Planned {
+    #[serde(flatten)]
+    pub plan: Plan,
+    /// Fallbacks, each in a sentence.
+    pub notes: Vec<String>,
+    /// What stands since earlier plans.
+    pub commitments: BTreeMap<String, Began>,
+}
+
+/// What one cycle goes by, read anew each time so that a change needs no restart.
+struct Rules {
+    policy: Policy,
+    prices: Prices,
+    calendar: Calendar,
+}
+
+fn read<T>(
+    path: Option<&Path>,
+    what: &str,
+    parse: impl Fn(&str) -> std::result::Result<T, crate::planner::Invalid>,
+) -> Result<Option<T>> {
+    let Some(path) = path else { return Ok(None) };
+    let asked = format!("read the {what} {}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(asked.clone(), e))?;
+    let parsed = parse(&text).map_err(|e| Error::new(ErrorKind::Invalid, format!("{asked}: {e}")));
+    parsed.map(Some)
+}
+
+impl Planning {
+    pub fn new(config: &Config) -> Option<Planning> {
+        let planning = config.planning.clone()?;
+        let period = Seconds(planning.period_seconds);
+        Some(Planning {
+            sites: config.site.clone(),
+            prices: config.prices.clone(),
+            nodes_at_site: config.provision.as_ref().map_or(0, |p| p.nodes),
+            seen: Mutex::new(Seen {
+                history: History::new(period),
+                totals: Totals::default(),
+                idle_since: BTreeMap::new(),
+                empty_since: BTreeMap::new(),
+                trouble: String::new(),
+            }),
+            config: planning,
+            cycle: tokio::sync::Mutex::default(),
+        })
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn period(&self) -> Duration {
+        Duration::from_secs(self.config.period_seconds)
+    }
+
+    /// The events of the calendar file.
+    fn calendar_file(&self) -> Result<Vec<crate::planner::Event>> {
+        let file = read(self.config.calendar.as_deref(), "calendar", Calendar::parse)?;
+        Ok(file.unwrap_or_default().into_events())
+    }
+
+    fn rules(&self, stored: Vec<crate::planner::Event>) -> Result<Rules> {
+        let mut policy =
+            read(self.config.policy.as_deref(), "policy", Policy::parse)?.unwrap_or_default();
+        policy.mode = self.config.mode.unwrap_or(policy.mode);
+        policy.cycle_seconds = self.config.period_seconds;
+        let mut events = self.calendar_file()?;
+        events.extend(stored);
+        Ok(Rules {
+            policy,
+            prices: read_prices(self.prices.as_deref())?,
+            calendar: Calendar::of(events),
+        })
+    }
+}
+
+/// The time as the planner takes it.
+fn now() -> UnixTime {
+    UnixTime(unix_ms() / 1000)
+}
+
+impl<S: Store, N: Nodes> Controller<S, N> {
+    pub(super) fn planning(&self) -> Result<&Planning> {
+        self.inner.planning.as_ref().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unsupported,
+                "this controller does not plan: give its configuration a [planning] table, or plan \
+                 from files with `forerun plan --fleet FILE --prices FILE`",
+            )
+        })
+    }
+
+    /// Sample and plan for as long as the controller lives.
+    pub(super) async fn keep_planning(self) {
+        let Ok(planning) = self.planning() else {
+            return;
+        };
+        let mut tick = tokio::time::interval(planning.period());
+        // a cycle that took too long is not made up for
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let trouble = match self.cycle(None).await {
+                Ok(_) => String::new(),
+                Err(e) => e.to_string(),
+            };
+            let before = std::mem::replace(&mut planning.seen().trouble, trouble.clone());
+            if !trouble.is_empty() && trouble != before {
+                tracing::warn!("no plan: {trouble}");
+                if let Err(e) = self.announce("plan-failed", "", trouble).await {
+                    tracing::warn!("{e}");
+                }
+            }
+        }
+    }
+
+    /// One cycle: sample, plan, write down, carry out. With `mode`, as if that were the mode.
+    pub(super) async fn cycle(&self, mode: Option<Mode>) -> Result<Planned> {
+        let planning = self.planning()?;
+        let _one = planning.cycle.lock().await;
+        self.sample(planning).await?;
+        let mut rules = planning.rules(self.calendar_events().await?)?;
+        rules.policy.mode = mode.unwrap_or(rules.policy.mode);
+        let mut planned = self.plan_by(planning, &rules).await?;
+        let acts = rules.policy.mode == Mode::Auto;
+        self.write_down(planning, &rules, &mut planned, acts)
+            .await?;
+        if acts {
+            self.carry_out(planning, &rules, &mut planned).await?;
+        }
+        Ok(planned)
+    }
+
+    /// A plan as of now, which changes nothing.
+    pub(super) async fn plan_only(&self) -> Result<Planned> {
+        let planning = self.planning()?;
+        let _one = planning.cycle.lock().await;
+        self.sample(planning).await?;
+        let rules = planning.rules(self.calendar_events().await?)?;
+        self.plan_by(planning, &rules).await
+    }
+
+    async fn plan_by(&self, planning: &Planning, rules: &Rules) -> Result<Planned> {
+        let began = self.began().await?;
+        let view = self.view(planning, rules, &began).await?;
+        let mut kept = Commitments::default();
+        for (subject, b) in &began {
+            kept.open(subject, b.commitment());
+        }
+        let input = Input {
+            now: now(),
+            subjects: &view.subjects,
+            sites: &view.sites,
+            nodes: &view.nodes,
+            calendar: &rules.calendar,
+            prices: &rules.prices,
+            policy: &rules.policy,
+        };
+        let plan = plan(&input, &mut kept);
+        let commitments = book::after(began, &kept, &plan, &view);
+        Ok(Planned {
+            plan,
+            notes: view.notes,
+            commitments,
+        })
+    }
+
+    /// The plan, what it commits to and what it predicts, in one transaction.
+    async fn write_down(
+        &self,
+        planning: &Planning,
+        rules: &Rules,
+        planned: &mut Planned,
+        acts: bool,
+    ) -> Result<()> {
+        let mut t = Transaction::default();
+        let mut happenings = Vec::new();
+        if acts {
+            let before = self.began().await?;
+            for d in planned.plan.to_carry_out() {
+                let action = format!("{:?}", d.action).to_lowercase();
+                happenings.push(Happening {
+                    kind: "plan-decided",
+                    node: d.subject.clone(),
+                    volume: String::new(),
+                    text: format!("{action} for {}: {}", d.subject, d.line),
+                });
+            }
+            book::put(&mut t, &before, &planned.commitments)?;
+        } else {
+            // nobody carries it out, so nothing is committed to
+            planned.commitments = self.began().await?;
+        }
+        for d in planned
+            .plan
+            .decisions
+            .iter()
+            .filter(|d| d.action == Action::Stuck)
+        {
+            tracing::warn!(
+                "plan: {} should be ready elsewhere and cannot: {}",
+                d.subject,
+                d.line
+            );
+        }
+        self.put_plan(&mut t, planned).await?;
+        self.predict(planning, rules, planned, &mut t).await?;
+        self.commit(t, happenings).await?;
+        Ok(())
+    }
+
+    async fn put_plan(&self, t: &mut Transaction, planned: &Planned) -> Result<()> {
+        const PLANS: &str = "plan/at/";
+        /// A day of five minutes.
+        const KEPT: usize = 288;
+        let bytes = book::encode(planned)?;
+        let key = format!("{PLANS}{:020}", planned.plan.at.0);
+        let store = self.inner.records.store();
+        let all = store.scan(PLANS, None, KEPT + 1).await?;
+        if all.len() > KEPT {
+            t.write.push((all[0].0.clone(), None));
+        }
+        t.write.push((key, Some(bytes)));
+        Ok(())
+    }
+
+    /// An event that no record goes with, about anything.
+    pub(super) async fn announce(
+        &self,
+        kind: &'static str,
+        node: &str,
+        text: String,
+    ) -> Result<()> {
+        let happening = Happening {
+            kind,
+            node: node.to_owned(),
+            volume: String::new(),
+            text,
+        };
+        self.commit(Transaction::default(), vec![happening]).await?;
+        Ok(())
+    }
+}
