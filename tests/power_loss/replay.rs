@@ -17,7 +17,7 @@ use crate::scene::Recording;
 use crate::serving::Random;
 use block::{Epoch, SECTOR_BYTES, Span, VolumeId};
 use nbd::session::Op as Asks;
-use replica::{State, Tuning};
+use replica::{Record, State, Tuning};
 use sim::disk::{Left, SimDisk};
 use sim::host::{Answer, Host, Wish};
 use sim::ledger::Ledger;
@@ -33,6 +33,8 @@ use volume::Op;
 
 /// Virtual time for a node to come back, or for a replica to be the source again.
 const RECOVERY: Duration = Duration::from_secs(120);
+/// Microseconds that a database takes between two transactions, at most: the replica goes on meanwhile.
+const THINKS: u64 = 2000;
 /// In the control, one flush in so many is carried out; all are acknowledged.
 const HONOURED: u64 = 40;
 
@@ -178,11 +180,25 @@ impl Run {
                     self.acknowledged = *n;
                     let open = host.call(|v, _| v.open_epoch());
                     self.epochs.insert(*n, open);
+                    if *n == 0 {
+                        self.replicated(open).await;
+                    }
+                    self.world.wait_up_to(THINKS).await;
                 }
             }
             if cuts.contains(&at) {
                 self.cut(at);
             }
+        }
+    }
+
+    /// Wait until the replica has what made the database, as it would have had by then.
+    async fn replicated(&self, epoch: Epoch) {
+        let until = self.world.now() + RECOVERY;
+        let has = |r: Record| r.state == State::Consistent && r.epoch >= epoch;
+        while !self.cluster.record(1).is_some_and(has) {
+            assert!(self.world.now() < until, "the replica does not get there");
+            self.world.sleep(Duration::from_millis(1)).await;
         }
     }
 
