@@ -19,7 +19,7 @@ use std::time::Duration;
 const TOLERATED_PERCENT: u32 = 200;
 /// How often the guest is asked after; [`GuestLoad::look`] says whether there is news.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Where a mover begins beside a guest: a tenth of what a disk of today carries.
+/// Where a mover begins beside a guest: a fifth of where latency began to rise on the disk measured.
 const GENTLE: u64 = 64 << 20;
 /// Never slower: a seeding that stops altogether never ends.
 const FLOOR: u64 = 8 << 20;

@@ -196,8 +196,8 @@ fn a_receiver_that_loses_power_anywhere_recovers_a_point_in_time() {
     }
 }
 
-/// A watermark stopped the stream until its sync was over: a seeding stood still for a third of its
-/// time on a disk with slow syncs.
+/// A watermark stopped the stream until its sync was over: on a disk with slow syncs a seeding stood
+/// still after every 64 MiB.
 #[test]
 fn content_goes_on_arriving_while_a_watermark_is_made_durable() {
     let dice = Dice::new(31);
