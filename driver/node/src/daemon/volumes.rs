@@ -368,7 +368,9 @@ impl Volumes {
             interval_ms: u64::try_from(INTERVAL.as_millis()).unwrap_or(u64::MAX),
             rate_bytes_per_second: 0,
         };
-        let kept = self.replicate(name, hosted, &record).await?;
+        let kept = self
+            .replicate(name, hosted, &record, &SeedOrder::default())
+            .await?;
         let replicas = Arc::clone(&hosted.replicas);
         tokio::spawn(async move {
             while kept.is_running() && !kept.status.has_heard() {
