@@ -121,12 +121,13 @@ fn solve(mut a: [[f64; P]; P], mut b: [f64; P]) -> Option<[f64; P]> {
         if a[i][i].abs() < 1e-12 {
             return None;
         }
-        for j in i + 1..P {
-            let by = a[j][i] / a[i][i];
-            for k in i..P {
-                a[j][k] -= by * a[i][k];
+        let (top, top_right) = (a[i], b[i]);
+        for (row, right) in a.iter_mut().zip(&mut b).skip(i + 1) {
+            let by = row[i] / top[i];
+            for (cell, above) in row.iter_mut().zip(top) {
+                *cell -= by * above;
             }
-            b[j] -= by * b[i];
+            *right -= by * top_right;
         }
     }
     for i in (0..P).rev() {
