@@ -5,6 +5,8 @@
 //!                                             no  ─► closed
 //!                                             yes ─► the former link of n1 is closed, and this one
 //!                                                    is read only when nothing of that is in flight
+//!  a guest connects to the owner itself ─► every such link is closed, and it is served when nothing
+//!                                          of them is in flight
 //!  the owner gives the volume away ─► every such link is closed, what it had at the gate is dropped
 //! ```
 //!
@@ -12,6 +14,10 @@
 //! the owner. The old owner sends it again over the next link; if the stalled one landed later still,
 //! it would undo whatever was acknowledged in between. So a link is served only after the one that it
 //! replaces has come to rest.
+//!
+//! What a link sent may also be stalled in the network, and arrive after the node that sent it has died
+//! and its guest has come to the owner itself. So a guest that comes closes all links; a node that is
+//! still there dials again, and sends again what its own guests wait for.
 //!
 //! And nothing of a link survives its owner's ownership: what was in flight has completed when the
 //! volume is given away, what was held is dropped. So whoever is the owner next, also the old owner
@@ -59,41 +65,49 @@ impl EngineShard {
         owned.flatten().is_some_and(|g| g >= fence.generation)
     }
 
-    /// Close the former links of the node from which this one comes, and let this one wait for them.
+    /// Close the links whose place this connection may take, and let it wait for what they have in
+    /// flight.
     pub(super) fn succeed(&mut self, ring: &mut Ring, c: ConnectionIndex) {
-        for former in self.links_like(c) {
-            tracing::info!("a forwarding link replaces another of the same node");
+        for former in self.formers(c) {
+            tracing::info!(
+                "a forwarding link ends, so that nothing of it lands after a newer connection"
+            );
             self.lose(ring, former);
             self.reap(ring, former);
         }
-        self.connections[c as usize].parked = !self.links_like(c).is_empty();
+        self.connections[c as usize].parked = !self.formers(c).is_empty();
     }
 
-    /// A connection has left: the link that waited for it may go on.
+    /// A connection has left: those that waited for it may go on.
     pub(super) fn succeeded(&mut self, ring: &mut Ring, gone: &Connection) {
-        let Some(fence) = &gone.fence else { return };
-        let cell = &mut self.volumes[gone.volume as usize];
-        cell.links -= 1;
-        let same = |o: &Connection| {
-            let its = o.fence.as_ref().is_some_and(|f| f.from == fence.from);
-            its && o.volume == gone.volume
-        };
-        let mut its = self.connections.iter().filter(|(_, o)| same(o));
-        if let (Some((c, heir)), None) = (its.next(), its.next())
-            && heir.parked
-        {
-            let c = c as ConnectionIndex;
-            self.connections[c as usize].parked = false;
-            self.pump(ring, c);
+        if gone.fence.is_none() {
+            return;
+        }
+        self.volumes[gone.volume as usize].links -= 1;
+        let waits = |o: &Connection| o.parked && o.volume == gone.volume && o.life == Life::Open;
+        let parked = self.connections.iter().filter(|(_, o)| waits(o));
+        let parked: Vec<_> = parked.map(|(c, _)| c as ConnectionIndex).collect();
+        for c in parked {
+            // A link that came later is none that it waits for.
+            let mut formers = self.formers(c).into_iter();
+            if formers.all(|f| self.connections[f as usize].life != Life::Gone) {
+                self.connections[c as usize].parked = false;
+                self.pump(ring, c);
+            }
         }
     }
 
-    fn links_like(&self, c: ConnectionIndex) -> Vec<ConnectionIndex> {
+    /// Of a link, the others of its node; of a guest's connection, all links: its guest may have come from
+    /// any of their nodes.
+    fn formers(&self, c: ConnectionIndex) -> Vec<ConnectionIndex> {
         let me = &self.connections[c as usize];
-        let from = |o: &Connection| o.fence.as_ref().map(|f| f.from.clone());
-        let same = |o: &Connection| o.volume == me.volume && from(o) == from(me);
+        let from = me.fence.as_ref().map(|f| &f.from);
+        let before = |o: &Connection| {
+            let its = |f: &Fence| from.is_none_or(|from| *from == f.from);
+            o.volume == me.volume && o.fence.as_ref().is_some_and(its)
+        };
         let others = self.connections.iter();
-        let others = others.filter(|(o, other)| *o != c as usize && same(other));
+        let others = others.filter(|(o, other)| *o != c as usize && before(other));
         others.map(|(o, _)| o as ConnectionIndex).collect()
     }
 

@@ -83,6 +83,8 @@ impl EngineShard {
         let c = self.connections.insert(connection) as ConnectionIndex;
         if is_link {
             self.volumes[volume as usize].links += 1;
+        }
+        if self.volumes[volume as usize].links > 0 {
             self.succeed(ring, c);
         }
         self.pump(ring, c);

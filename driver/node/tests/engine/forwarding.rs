@@ -246,6 +246,47 @@ fn a_write_of_a_dead_link_never_lands_over_newer_ones() {
     node.stop(&runtime);
 }
 
+/// A former owner's node was killed while what it forwarded was stalled in the network. Its guest came to
+/// the owner itself and wrote; then the network came back, and the dead node's write landed over the newer
+/// one: an acknowledged write was lost.
+#[test]
+fn a_write_of_a_link_never_lands_after_its_guest_has_come_here() {
+    const BLOCK: u64 = 4096;
+    let runtime = runtime();
+    let node = Node::new(&runtime, 1, FIRST);
+    let mut link = node.uri.clone();
+    link.export = "v@g1:n7".to_owned();
+    let (_, socket) = dial(&link, &[], PATIENCE).unwrap();
+    let mut stalled = UnixStream::from(socket);
+    let mut client = Client::connect(&node.uri, &[], PATIENCE).unwrap();
+    client.write(0, &[3; BLOCK as usize], false).unwrap();
+    let mut late = [2; REQUEST_BYTES + BLOCK as usize];
+    let header = RequestHeader {
+        flags: CommandFlags::NONE,
+        command: Command::Write,
+        cookie: Cookie(1),
+        offset: 0,
+        len: BLOCK as u32,
+    };
+    late[..REQUEST_BYTES].copy_from_slice(&header.encode());
+    let arrived = stalled.write_all(&late).is_ok();
+    std::thread::sleep(Duration::from_millis(100));
+    let mut found = [0; BLOCK as usize];
+    client.read(0, &mut found).unwrap();
+    assert_eq!(
+        found, [3; BLOCK as usize],
+        "landed late; arrived: {arrived}"
+    );
+    // Who is still there dials again.
+    let mut again = Client::connect(&link, &[], PATIENCE).unwrap();
+    again.write(BLOCK, &[4; 512], false).unwrap();
+    client.read(BLOCK, &mut found[..512]).unwrap();
+    assert_eq!(found[..512], [4; 512]);
+    again.close().unwrap();
+    client.close().unwrap();
+    node.stop(&runtime);
+}
+
 /// Links of two nodes do not push each other out, and a node that does not own the volume in the
 /// generation that a link names takes none.
 #[test]
