@@ -27,14 +27,7 @@ pub(crate) struct Packer {
     /// The content of `data`, if it is not all of the chunk.
     gathered: Vec<u8>,
     compressor: Option<Compressor>,
-    /// Contents that will not be tried after the next one that does not shrink, and now.
-    stubborn: u32,
-    untried: u32,
 }
-
-/// Contents that are sent as they are between two trials, once many did not shrink: few enough that
-/// what begins to shrink is found out within 8 MiB.
-const UNTRIED_MOST: u32 = 15;
 
 impl Packer {
     pub(crate) fn new(compress: bool) -> Result<Packer> {
@@ -48,8 +41,6 @@ impl Packer {
             data: SpanList::default(),
             gathered: Vec::new(),
             compressor,
-            stubborn: 0,
-            untried: 0,
         })
     }
 
@@ -97,19 +88,7 @@ impl Packer {
         });
         let spans = self.data.as_spans();
         let data = (!self.data.is_empty()).then(|| {
-            let shrunk = if self.untried > 0 {
-                self.untried -= 1;
-                None
-            } else {
-                let shrunk = self.compressor.as_mut().and_then(|c| c.shrink(payload));
-                if shrunk.is_some() {
-                    self.stubborn = 0;
-                } else {
-                    self.untried = self.stubborn;
-                    self.stubborn = (self.stubborn * 2 + 1).min(UNTRIED_MOST);
-                }
-                shrunk
-            };
+            let shrunk = self.compressor.as_mut().and_then(|c| c.shrink(payload));
             match shrunk {
                 Some(payload) => Message::Data {
                     spans,
@@ -177,37 +156,5 @@ mod tests {
             }
             m => panic!("{m:?}"),
         }
-    }
-
-    /// Noise is not tried every time, and what shrinks again is found out soon.
-    #[test]
-    fn what_does_not_shrink_is_tried_more_seldom_until_something_does() {
-        let mut x = 1u64;
-        let mut noise = vec![0u8; 1 << 16];
-        noise.fill_with(|| {
-            x ^= x << 13;
-            x ^= x >> 7;
-            x ^= x << 17;
-            x as u8
-        });
-        let text = vec![7u8; 1 << 16];
-        let mut packer = Packer::new(true).unwrap();
-        let mut packed = |content: &[u8]| {
-            let (_, data) = packer.pack(&[(Span::new(0, 1 << 16), content)]);
-            matches!(
-                data,
-                Some(Message::Data {
-                    encoding: Encoding::Zstd,
-                    ..
-                })
-            )
-        };
-        assert!(packed(&text));
-        assert!(!packed(&noise));
-        assert!(packed(&text), "one piece of noise changes nothing");
-        assert!((0..100).all(|_| !packed(&noise)));
-        let missed = (0..100).take_while(|_| !packed(&text)).count();
-        assert!(missed > 0 && missed <= UNTRIED_MOST as usize, "{missed}");
-        assert!((0..100).all(|_| packed(&text)));
     }
 }
