@@ -5,8 +5,6 @@
 //! At the chosen count the controller stops for ever, as SIGKILL stops it. A new controller on the
 //! same store must bring the fleet to the same end as one that was never killed.
 
-mod simulation;
-
 use super::nodes::Request;
 use super::*;
 use crate::fleet::{Answer, Command, Consistency, Node, Operation, OperationId, State};

@@ -3,7 +3,7 @@
 
 use crate::host::Host;
 use block::{Epoch, Result};
-use futures_util::future::select;
+use futures_util::future::{Either, select};
 use std::cell::RefCell;
 use std::fmt;
 use std::pin::pin;
@@ -16,7 +16,7 @@ use volume::{CursorName, Snapshot};
 /// How long a member waits for the others: one may be seeding, or its link may be down.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-type Told = oneshot::Sender<Result<Arc<Snapshot>>>;
+type Told = oneshot::Sender<Arc<Snapshot>>;
 
 struct Waiting {
     host: Host,
@@ -63,14 +63,16 @@ impl Group {
             tell,
         });
         self.rotate_if_all(name);
-        let late = pin!(host.sleep(PATIENCE));
-        let snapshot = match select(told, late).await {
-            futures_util::future::Either::Left((Ok(snapshot), _)) => snapshot?,
-            _ => {
-                let mine = |w: &mut Waiting| w.tell.is_closed();
-                self.inner.waiting.borrow_mut().extract_if(.., mine).count();
-                return host.rotate(|v| v.rotate(name)).await;
+        let together = {
+            let late = pin!(host.sleep(PATIENCE));
+            match select(told, late).await {
+                Either::Left((Ok(snapshot), _)) => Some(snapshot),
+                // Given up by whoever was to tell, or too late: nobody waits there any more.
+                _ => None,
             }
+        };
+        let Some(snapshot) = together else {
+            return host.rotate(|v| v.rotate(name)).await;
         };
         host.settled(snapshot).await
     }
@@ -91,7 +93,7 @@ impl Group {
                 self.inner.points.borrow_mut().push((name.clone(), epochs));
                 for (w, snapshot) in all.into_iter().zip(snapshots) {
                     // Who asked may have gone: its snapshot is given up at its next rotation.
-                    let _ = w.tell.send(Ok(snapshot));
+                    let _ = w.tell.send(snapshot);
                 }
             }
             // Each tries for itself, and hears why it cannot.
