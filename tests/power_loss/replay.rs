@@ -100,6 +100,7 @@ impl Plan {
                 },
                 // Often: a recording of a second is over in milliseconds here.
                 interval: 500,
+                group: None,
             };
             let cluster = Cluster::create(&w, &net, &ledger, &setup, 2).await;
             let mut run = Run {
