@@ -232,7 +232,8 @@ impl<D: Disk, G: Target> Receiver<D, G> {
         generation: Generation,
     ) -> Result<Option<Generation>> {
         let before = self.store.get();
-        let record = match self.target.gave_up().await? {
+        let gave_up = self.target.gave_up().await?;
+        let record = match gave_up {
             // The record of the ownership that ended here proves what the image is.
             Some((next, epoch)) if before.generation < next => Record {
                 generation: next,
@@ -242,8 +243,13 @@ impl<D: Disk, G: Target> Receiver<D, G> {
             _ => before,
         };
         if generation < record.generation {
-            link.set_generation(record.generation);
-            return Err(self.former(generation, record.generation));
+            // Only a generation that was owned is told. One that was offered may not have been taken, and
+            // a target that heard of it would refuse its own.
+            let owned = |(next, _): (Generation, Epoch)| Generation(next.0.saturating_sub(1));
+            let offered = gave_up.filter(|(next, _)| *next == record.generation);
+            let seen = offered.map_or(record.generation, owned);
+            link.set_generation(seen);
+            return Err(self.former(generation, seen));
         }
         if let Some(owned) = self
             .target
