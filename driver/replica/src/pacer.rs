@@ -335,6 +335,9 @@ mod tests {
             }
         }
         let pacer = Pacer::new(Some(1 << 20));
+        // The first need not wait, and is sent.
+        let admit = pacer.admit(&Still, 1 << 20, GuestLoad::default);
+        assert!(futures_util::FutureExt::now_or_never(admit).is_some());
         for _ in 0..30 {
             let admit = pacer.admit(&Still, 4 << 20, GuestLoad::default);
             assert!(futures_util::FutureExt::now_or_never(admit).is_none());
