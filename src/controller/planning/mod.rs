@@ -202,7 +202,10 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         let _one = planning.cycle.lock().await;
         self.sample(planning).await?;
         let rules = planning.rules(self.calendar_events().await?)?;
-        self.plan_by(planning, &rules).await
+        let mut planned = self.plan_by(planning, &rules).await?;
+        // what it would begin is in its decisions; here stands what was begun
+        planned.commitments = self.began().await?;
+        Ok(planned)
     }
 
     async fn plan_by(&self, planning: &Planning, rules: &Rules) -> Result<Planned> {
