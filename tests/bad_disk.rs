@@ -6,80 +6,11 @@
     reason = "a test fails by panicking and speaks to the person who runs it"
 )]
 
+mod faulty_disk;
 mod serving;
 
-use serving::{Serving, client, have};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
-const START: Duration = Duration::from_secs(20);
-
-/// An image whose reads, writes and flushes fail while there is a file of that name in its folder.
-struct BadDisk {
-    folder: tempfile::TempDir,
-    fuse: Child,
-}
-
-impl BadDisk {
-    fn new() -> BadDisk {
-        let folder = tempfile::tempdir().unwrap();
-        let at = folder.path();
-        std::fs::File::create(at.join("data"))
-            .unwrap()
-            .set_len(4 << 20)
-            .unwrap();
-        std::fs::create_dir(at.join("mount")).unwrap();
-        let t = at.display();
-        let fails = |what| format!("if [ -e {t}/{what} ]; then echo EIO told to >&2; exit 1; fi; ");
-        let fuse = Command::new("nbdfuse")
-            .arg(at.join("mount"))
-            .args(["--command", "nbdkit", "-s", "eval", "get_size=echo 4M"])
-            .args(["can_write=exit 0", "can_flush=exit 0"])
-            .arg(format!(
-                "pread={}dd if={t}/data skip=$4 count=$3 iflag=count_bytes,skip_bytes",
-                fails("read")
-            ))
-            .arg(format!(
-                "pwrite={}dd of={t}/data seek=$4 conv=notrunc oflag=seek_bytes",
-                fails("write")
-            ))
-            .arg(format!("flush={}true", fails("flush")))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let disk = BadDisk { folder, fuse };
-        let began = Instant::now();
-        while !disk.image().exists() {
-            assert!(began.elapsed() < START, "nbdfuse does not mount");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        disk
-    }
-
-    fn image(&self) -> PathBuf {
-        self.folder.path().join("mount/nbd")
-    }
-
-    /// Run `f` while `what` fails.
-    fn failing<T>(&self, what: &str, f: impl FnOnce() -> T) -> T {
-        let told = self.folder.path().join(what);
-        std::fs::write(&told, "").unwrap();
-        let result = f();
-        std::fs::remove_file(&told).unwrap();
-        result
-    }
-}
-
-impl Drop for BadDisk {
-    fn drop(&mut self) {
-        let mount = self.folder.path().join("mount");
-        let _ = Command::new("fusermount3").arg("-u").arg(&mount).status();
-        let _ = self.fuse.kill();
-        let _ = self.fuse.wait();
-    }
-}
+use faulty_disk::{BadDisk, can_run};
+use serving::{Serving, client};
 
 /// Whether a client's call succeeds; if not it must be with EIO.
 fn succeeds(serving: &Serving, call: &str) -> bool {
@@ -90,14 +21,6 @@ fn succeeds(serving: &Serving, call: &str) -> bool {
         "{call}: {said}"
     );
     output.status.success()
-}
-
-fn can_run() -> bool {
-    if !Path::new("/dev/fuse").exists() {
-        eprintln!("skipped: no /dev/fuse");
-        return false;
-    }
-    have(&["nbdfuse", "nbdkit", "nbdsh", "fusermount3"])
 }
 
 /// What the disk cannot do now hurts the request that asked for it, and nothing after it.

@@ -173,3 +173,33 @@ fn a_target_that_stops_while_the_guest_is_frozen_costs_the_freeze_budget() {
     cutover.succeeds();
     scene.finish();
 }
+
+/// Longer than anybody waits for an answer in a cutover. Whoever comes back finds one owner.
+fn stopped_past_every_patience(who: Who, at: Hold) {
+    eprintln!("{who:?} is stopped in a cutover that is at {at:?}");
+    let scene = Scene::replicated();
+    scene.fleet.link().hold(at);
+    let cutover = scene.cutover();
+    scene.fleet.link().wait_held();
+    scene.fleet.signal(who, Signal::SIGSTOP);
+    scene.fleet.link().release();
+    std::thread::sleep(Duration::from_secs(7));
+    scene.fleet.signal(who, Signal::SIGCONT);
+    cutover.succeeds();
+    scene.finish();
+}
+
+#[test]
+fn a_source_that_stops_while_nobody_owns_the_volume_finds_one_owner() {
+    stopped_past_every_patience(Who::Source, Hold::Activate);
+}
+
+#[test]
+fn a_target_that_stops_while_nobody_owns_the_volume_takes_it_after() {
+    stopped_past_every_patience(Who::Target, Hold::Activate);
+}
+
+#[test]
+fn a_former_owner_that_was_stopped_forwards_when_it_goes_on() {
+    stopped_past_every_patience(Who::Source, Hold::Activated);
+}
