@@ -86,7 +86,7 @@ fn block(image: &Path, area: u64) -> [u8; PAGE] {
 #[test]
 fn a_source_killed_between_an_intent_and_its_data_knows_that_they_may_differ() {
     let mut fleet = Fleet::start();
-    let size = format!("{}M", AREAS * AREA >> 20);
+    let size = format!("{}M", (AREAS * AREA) >> 20);
     fleet.run(&["volume", "create", VOLUME, "--size", &size, "--node", "a"]);
     let how = ["--consistency", "bounded=500ms"];
     fleet.run(&[&["replica", "add", VOLUME, "--to", "b"][..], &how].concat());
