@@ -1,6 +1,6 @@
-//! A file system that is full under one volume, beside another in the same process. What needs room
-//! fails and says so, the rest goes on, and with room again everything does. As root only: it mounts a
-//! small file system.
+//! File systems that are full: under one volume beside another in the same process, under a node's
+//! metadata, under a replica. What needs room fails and says so, the rest goes on, and with room again
+//! everything does. As root only: it mounts a small file system.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
@@ -10,10 +10,10 @@
 mod fleet_processes;
 mod serving;
 
-use fleet_processes::{Fleet, Who};
+use fleet_processes::{Fleet, VOLUME, Who};
 use node::client::Client;
 use node::{Error, ErrorKind};
-use proto::v1::VolumeRole;
+use proto::v1::{ReplicaState, VolumeRole};
 use serving::mount::LoopMount;
 use serving::{Image, Random, have, have_root, succeeds};
 use std::fs::File;
@@ -33,13 +33,13 @@ struct Small {
 
 impl Small {
     /// None, with the reason printed, where that does not work.
-    fn new(mib: u64) -> Option<Small> {
+    fn new(mib: u64, at: Option<&Path>) -> Option<Small> {
         if !have(&["mkfs.ext4", "mount"]) || !have_root() {
             return None;
         }
         let host = Image::sparse(mib);
         succeeds("mkfs.ext4", &["-q", "-F", "-m0", host.path.to_str()?]);
-        let mounted = LoopMount::new(&host.path, None)?;
+        let mounted = LoopMount::new(&host.path, at)?;
         Some(Small {
             mounted,
             _host: host,
@@ -114,7 +114,7 @@ fn beside(fleet: &Fleet, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<u64> 
 
 #[test]
 fn a_full_volume_goes_on_when_there_is_room_and_its_neighbour_notices_nothing() {
-    let Some(small) = Small::new(48) else {
+    let Some(small) = Small::new(48, None) else {
         return;
     };
     let fleet = Fleet::start();
@@ -142,10 +142,100 @@ fn a_full_volume_goes_on_when_there_is_room_and_its_neighbour_notices_nothing() 
     fill(&mut to, at, at + 8, 7).expect("there is room again");
     to.write(2 * MIB, &[8; 4096], true).expect("and a flush");
     stop.store(true, Ordering::Release);
-    assert!(neighbour.join().unwrap() > 10);
+    assert!(neighbour.join().unwrap() > 2);
     for volume in ["full", "good"] {
         let report = fleet.report(Who::Source, volume).unwrap();
         assert_eq!(report.role(), VolumeRole::Owner);
         assert_eq!(report.trouble, "");
     }
+}
+
+/// Moves a stopped node's files onto the small file system.
+fn move_to(small: &Small, files: &Path) {
+    succeeds(
+        "cp",
+        &[
+            "-a",
+            "--sparse=always",
+            &format!("{}/.", files.display()),
+            small.path().to_str().unwrap(),
+        ],
+    );
+}
+
+/// A node's directory is full: what is there goes on (its metadata was reserved), what would need room is
+/// refused and leaves nothing behind.
+#[test]
+fn a_full_node_makes_nothing_new_and_serves_what_it_has() {
+    let mut fleet = Fleet::start();
+    fleet.terminate(Who::Source);
+    let home = fleet.volume("a", "x");
+    let home = home.parent().unwrap().parent().unwrap().to_owned();
+    let elsewhere = home.with_extension("before");
+    std::fs::rename(&home, &elsewhere).unwrap();
+    std::fs::create_dir(&home).unwrap();
+    let Some(small) = Small::new(64, Some(&home)) else {
+        return;
+    };
+    move_to(&small, &elsewhere);
+    fleet.restart(Who::Source);
+    fleet.run(&["volume", "create", VOLUME, "--size", "16M", "--node", "a"]);
+    let mut to = client(&fleet, "a", VOLUME);
+    fill(&mut to, 0, 16, 1).unwrap();
+    small.fill_but(0);
+
+    let said = fleet.refused(&["volume", "create", "w", "--size", "16M", "--node", "a"]);
+    assert!(said.contains("No space left"), "{said}");
+    assert!(!fleet.volume("a", "w").exists());
+    fill(&mut to, 0, 16, 2).expect("what is there is overwritten");
+    to.write(0, &[3; 4096], true).expect("and flushed");
+
+    small.make_room();
+    fleet.run(&["volume", "create", "w2", "--size", "16M", "--node", "a"]);
+    fleet.run(&["replica", "add", VOLUME, "--to", "b"]);
+    fill(&mut to, 0, 16, 4).expect("with intents on a disk that was full");
+    to.write(0, &[5; 4096], true).unwrap();
+}
+
+/// The replica's node is full while it is seeded: the copy waits, the source says why and serves on, and
+/// with room it is finished. The receiver used to give up, keep the socket and read no more; the source had
+/// filled the socket, could not say its farewell, and hung in that without a word.
+#[test]
+fn a_full_replica_waits_for_room_and_the_source_serves_on() {
+    let mut fleet = Fleet::start();
+    fleet.terminate(Who::Target);
+    let home = fleet.volume("b", "x");
+    let home = home.parent().unwrap().parent().unwrap().to_owned();
+    let elsewhere = home.with_extension("before");
+    std::fs::rename(&home, &elsewhere).unwrap();
+    std::fs::create_dir(&home).unwrap();
+    let Some(small) = Small::new(96, Some(&home)) else {
+        return;
+    };
+    move_to(&small, &elsewhere);
+    fleet.restart(Who::Target);
+    fleet.run(&["volume", "create", VOLUME, "--size", "32M", "--node", "a"]);
+    let mut to = client(&fleet, "a", VOLUME);
+    let mut random = Random(2);
+    for mib in 0..32 {
+        let words = (0..MIB / 8).flat_map(|_| random.next().to_le_bytes());
+        to.write(mib * MIB, &words.collect::<Vec<u8>>(), false)
+            .unwrap();
+    }
+    small.fill_but(16);
+    fleet.run(&["replica", "add", VOLUME, "--to", "b", "--no-wait"]);
+    fleet.until("the source says what its replica lacks", || {
+        let replica = fleet.replica()?;
+        replica.trouble.contains("No space left").then_some(())
+    });
+    to.write(0, &[1; 4096], true).expect("the source serves on");
+
+    small.make_room();
+    fleet.until("the replica is whole", || {
+        let replica = fleet.replica()?;
+        (replica.state() == ReplicaState::Consistent).then_some(())?;
+        let [a, b] =
+            ["a", "b"].map(|n| std::fs::read(fleet.volume(n, VOLUME).join("image")).unwrap());
+        (a == b).then_some(())
+    });
 }

@@ -40,6 +40,8 @@ use std::pin::pin;
 use std::time::Duration;
 use wire::{Decoder, Encoder, FailureKind, Hello, HelloAck, Message, ReplicaState, SessionId};
 
+/// How long a sender tries to say why it ends a session.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How long a receiver that owes an answer may be silent. It may have a large epoch to put onto a slow
 /// disk; given up too early, it finishes all the same, and is asked again.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -240,7 +242,11 @@ impl<S: Source, D: Disk, C: Clock> Sender<S, D, C> {
             Err(e) if e.kind() == ErrorKind::Disconnected => {}
             // One that does not listen need not be told.
             Err(e) if e.kind() == ErrorKind::Timeout => {}
-            Err(e) => link::tell(&session.link, Epoch(0), e).await,
+            Err(e) => {
+                // One that has failed itself may not read any more, and the socket be full.
+                let told = pin!(link::tell(&session.link, Epoch(0), e));
+                select(told, pin!(self.clock.sleep(FAREWELL))).await;
+            }
         }
         session.link.end();
         result

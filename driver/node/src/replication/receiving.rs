@@ -268,7 +268,10 @@ async fn receive(
         before.cut();
     }
     let _serving = standby.serving.lock().await;
-    Err(standby.receiver.serve(incoming).await)
+    let ended = standby.receiver.serve(incoming).await;
+    // A source that still sends learns that nobody reads; the reason is on its way before that.
+    tcp.cut();
+    Err(ended)
 }
 
 impl Standby {
