@@ -25,27 +25,16 @@ DAY = 288
 VOLUME, SIZE = "db", 192 << 20
 SITES = ["home", "east", "west", "north"]
 RATES = {"east": 400, "west": 200, "north": 200}
-# Prices of an hour of the world, times COMPRESSED: an hour of the demonstration is as many.
-PRICES = """
-version = "demo-predict"
-currency = "EUR"
-[sites.home]
-storage_gib_month = 7.5
-egress_gib = 0.0
-shapes = [{ name = "h2", cpus = 256, memory_gib = 4096, storage_gib = 500, hour = 15.0 }]
-[sites.east]
-storage_gib_month = 15.0
-egress_gib = 0.02
-shapes = [{ name = "e2", cpus = 256, memory_gib = 4096, storage_gib = 500, hour = 45.0 }]
-[sites.west]
-storage_gib_month = 7.5
-egress_gib = 0.09
-shapes = [{ name = "w2", cpus = 256, memory_gib = 4096, storage_gib = 500, hour = 15.0 }]
-[sites.north]
-storage_gib_month = 3.0
-egress_gib = 0.01
-shapes = [{ name = "n2", cpus = 256, memory_gib = 4096, storage_gib = 500, hour = 6.0 }]
-"""
+# Storage of a GiB for a month, egress of a GiB, a shape and its hour: hours of the world, times COMPRESSED, since an
+# hour of the demonstration is as many.
+SOLD = {"home": (7.5, 0.0, "h2", 15.0), "east": (15.0, 0.02, "e2", 45.0), "west": (7.5, 0.09, "w2", 15.0),
+        "north": (3.0, 0.01, "n2", 6.0)}
+PRICES = 'version = "demo-predict"\ncurrency = "EUR"\n' + "".join(f"""
+[sites.{site}]
+storage_gib_month = {month}
+egress_gib = {egress}
+shapes = [{{ name = "{shape}", cpus = 256, memory_gib = 4096, storage_gib = 500, hour = {hour} }}]
+""" for site, (month, egress, shape, hour) in SOLD.items())
 POLICY = """
 open_score = 1.0
 value_of_second = 0.05
@@ -228,7 +217,7 @@ nbd = "{home}:7403"
         at = datetime.datetime.fromtimestamp(int(begins), datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.ask("calendar", "add", "power", "--kind", "maintenance", "--node", "a", "--at", at, "--lasts", "15s")
         self.say("maintenance of node a is in the calendar, in 110 s")
-        seen, decided = {}, None
+        seen = {}
 
         def commits():
             plan = self.ask("plan")
@@ -241,9 +230,9 @@ nbd = "{home}:7403"
                     self.say(f"score of {line}")
             return plan["commitments"].get("a") and plan
 
-        plan = self.until("a site's score passes the threshold", commits, 100)
-        decided = time.time()
+        plan = self.until("the plan begins something", commits, 110)
         kept = plan["commitments"]["a"]
+        decided = kept["since"]
         line = next(d["line"] for d in plan["decisions"] if d["subject"] == "a")
         self.say(f"decided {begins - decided:.0f} s before the maintenance: {line}")
         for site, outlook in next(d["sites"] for d in plan["decisions"] if d["subject"] == "a").items():
@@ -270,15 +259,17 @@ nbd = "{home}:7403"
         self.until("the idle node goes", lambda: not self.there(kept["site"]), 150)
         gone = time.time()
         self.say(f"{node['name']} was idle and is destroyed")
-        hour = {"east": 45.0, "west": 15.0, "north": 6.0}[kept["site"]]
-        egress = {"east": 0.02, "west": 0.09, "north": 0.01}[kept["site"]]
-        sent = seed_bytes + behind
         return {"site": kept["site"], "line": line, "p": kept["p"], "decided_before_s": begins - decided,
                 "provision_s": made - decided, "seed_s": seeded - made, "seed_bytes": seed_bytes,
                 "cutover_s": cutover["seconds"], "cutover_bytes": behind,
                 "frozen_ms": cutover["frozen_ms"], "stall_ms": stall, "stall_before_ms": quiet,
                 "at_new_node_before_event_s": begins - moved, "node_s": gone - made,
-                "cost": hour * (gone - made) / 3600 + egress * sent / (1 << 30)}
+                "cost": self.cost(kept["site"], gone - made, seed_bytes + behind)}
+
+    def cost(self, site, seconds, sent):
+        """Of a node for a time, and of what was sent to it."""
+        _, egress, _, hour = SOLD[site]
+        return hour * seconds / 3600 + egress * sent / (1 << 30)
 
     def there(self, site):
         return next((n for n in self.ask("node-list") if n["site"] == site and n["alive"]), None)
@@ -292,20 +283,23 @@ nbd = "{home}:7403"
         return {"seconds": (last["ended_unix_ms"] - last["started_unix_ms"]) / 1e3,
                 "frozen_ms": last["cutover"]["frozen_ms"]}
 
-    def unpredicted(self, site, shape):
+    def unpredicted(self, site):
         """The same move when nobody saw it coming: everything happens after the event."""
         began = time.time()
-        self.ask("provision", "grow", "--site", site, "--shape", shape, "--node", "late")
+        self.ask("provision", "grow", "--site", site, "--shape", SOLD[site][2], "--node", "late")
         made = time.time()
         self.ask("replica", "add", VOLUME, "--to", "late", "--rate", "6M")
-        self.until("the copy is consistent", self.consistent, 150)
+        copy = self.until("the copy is consistent", self.consistent, 150)
         seeded = time.time()
         self.ask("cutover", VOLUME, "--to", "late")
         ended = time.time()
+        cutover = self.last_cutover()
         self.say(f"without prediction the same move took {ended - began:.1f} s: node {made - began:.1f}, "
                  f"copy {seeded - made:.1f}, cutover {ended - seeded:.1f}")
         return {"total_s": ended - began, "provision_s": made - began, "seed_s": seeded - made,
-                "cutover_s": ended - seeded}
+                "cutover_s": ended - seeded, "seed_bytes": copy["seed_bytes_sent"],
+                "frozen_ms": cutover["frozen_ms"], "stall_ms": self.guest.stall_since(seeded),
+                "cost": self.cost(site, ended - made, copy["seed_bytes_sent"])}
 
     def end(self):
         if getattr(self, "series", None):
@@ -331,7 +325,7 @@ def main():
         predicted = demo.predicted()
         review = demo.ask("plan", "--review")["review"]
         decisions = [e["text"] for e in demo.ask("events") if e["kind"].startswith("plan-")]
-        late = demo.unpredicted(predicted["site"], {"east": "e2", "west": "w2", "north": "n2"}[predicted["site"]])
+        late = demo.unpredicted(predicted["site"])
         error = demo.guest.finish()
         report = {"compressed": COMPRESSED, "latencies": "stated in the configuration (the kernel here may have no "
                   "netem); rates by tc tbf", "decisions": decisions, "predicted": predicted, "unpredicted": late,
@@ -341,8 +335,10 @@ def main():
         return 1 if error else 0
     except Failed as error:
         print(f"demo-predict failed: {error}", file=sys.stderr)
-        for name in ("controller", "a"):
-            subprocess.run(["tail", "-n", "12", demo.path(name + ".log")], stdout=sys.stderr)
+        for folder, _, names in os.walk(demo.folder):
+            for log in (os.path.join(folder, name) for name in names if name.endswith(".log")):
+                print(f"==> {log[len(demo.folder) + 1:]}", file=sys.stderr, flush=True)
+                subprocess.run(["tail", "-n", "12", log], stdout=sys.stderr)
         return 1
     finally:
         demo.end()
@@ -356,16 +352,20 @@ def show(report, output):
     print(f"\nOne second stood for {report['compressed']}. Latencies: {report['latencies']}.\n\nDecisions")
     for text in report["decisions"]:
         print(f"  {text}")
-    print(f"\nForecast against outcome: said {p['p']:.3f}, and the event came. {review['count']} predictions judged, "
-          f"Brier {review['brier']:.3f}")
-    print(f"\n                         with prediction   without")
-    print(f"  node made in            {p['provision_s']:8.1f} s       {late['provision_s']:8.1f} s")
-    print(f"  copy seeded in          {p['seed_s']:8.1f} s       {late['seed_s']:8.1f} s")
-    print(f"  cutover                 {p['cutover_s']:8.1f} s       {late['cutover_s']:8.1f} s")
+    print(f"\nForecast against outcome: the decision said {p['p']:.3f}, and the event came. {review['count']} "
+          f"predictions judged, Brier {review['brier']:.3f}")
+    for fifth in review["calibration"]:
+        print(f"  said {fifth['said']:.3f}, happened {fifth['happened']:.3f} of {fifth['count']}")
+    print("\n                         with prediction   without")
+    for what, key, unit, scale in (
+            ("node made in", "provision_s", "s", 1), ("copy seeded in", "seed_s", "s", 1),
+            ("cutover", "cutover_s", "s", 1), ("frozen", "frozen_ms", "ms", 1),
+            ("longest request", "stall_ms", "ms", 1), ("seeded", "seed_bytes", "MiB", 1 << 20)):
+        print(f"  {what:<20}    {p[key] / scale:8.1f} {unit:<3}     {late[key] / scale:8.1f} {unit}")
     print(f"  from the event on       {p['cutover_s']:8.1f} s       {late['total_s']:8.1f} s")
-    print(f"\n  seeded {p['seed_bytes'] / 2**20:.1f} MiB before the event, {p['cutover_bytes'] >> 10} KiB were left for it; frozen {p['frozen_ms']:.1f} ms, longest request "
-          f"{p['stall_ms']:.1f} ms")
-    print(f"  the node stood {p['node_s']:.0f} s and cost {p['cost']:.3f} EUR with its traffic")
+    print(f"  until the disk was there, node and traffic cost {late['cost']:.3f} EUR without prediction;"
+          f"\n  with it {p['cost']:.3f} EUR, for the node stood {p['node_s']:.0f} s, until nobody needed it")
+    print(f"\n  {p['cutover_bytes'] >> 10} KiB were left for the cutover")
     print(f"  guest: {guest['requests']} requests, {guest['compared']} blocks compared, "
           f"{guest['error'] or 'all as acknowledged'}")
 
