@@ -452,6 +452,36 @@ fn an_intent_outlives_the_replicas_commit_until_the_image_is_synced() {
     assert_eq!(a.vol.deadline(), None);
 }
 
+/// A sync of the image was under way; a guest wrote, and its replica committed that before the sync ended.
+/// The sync does not cover the write, so the intent stays for the next one.
+#[test]
+fn an_intent_outlives_a_sync_that_began_before_its_write() {
+    let mut a = Node::new(1 << 30, owner());
+    let name = replica("n2");
+    let c = a.vol.add_cursor(name.clone(), Start::At(Epoch(0))).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    let _ = a.write(0, 0);
+    assert!(a.said(|x| matches!(x, Action::Issue(_))));
+    assert_eq!(a.vol.complete(NOW, RequestId(0), Ok(())), OK);
+    a.sync_image = false;
+    let _ = a.request(1, Op::Flush, Span::new(0, 0));
+    assert!(a.said(|x| matches!(x, Action::SyncImage)));
+    let _ = a.write(2, 5000);
+    assert!(a.said(|x| matches!(x, Action::Issue(_))));
+    assert_eq!(a.vol.complete(NOW, RequestId(2), Ok(())), OK);
+    let snapshot = a.vol.rotate(&name).unwrap();
+    a.run();
+    let c = a.vol.committed(&name, snapshot.epoch()).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    a.vol.image_synced(NOW, Ok(()));
+    for minutes in 1..5 {
+        a.vol.tick(Nanos(NOW.0 + minutes * 60_000_000_000));
+        a.run();
+    }
+    let areas: Vec<u64> = a.vol.intents().unwrap().iter().map(|a| a.0).collect();
+    assert!(areas.contains(&4), "{areas:?}");
+}
+
 /// A volume went from one node to the next and in the end back to the first, which had not been
 /// restarted: it owned the volume again and let nobody in, because it was still frozen from the day
 /// it had given the volume away.
