@@ -4,7 +4,7 @@ set -eu
 cd "$FORERUN_DIR" 2>/dev/null || exit 0
 [ -f node.pid ] || exit 0
 pid=$(cat node.pid)
-is_ours() { tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | grep -qxF "FORERUN_NODE=$FORERUN_TAG"; }
+is_ours() { tr '\0' '\n' 2>/dev/null <"/proc/$pid/environ" | grep -qxF "FORERUN_NODE=$FORERUN_TAG"; }
 if is_ours; then
     kill "$pid" 2>/dev/null || true
     tries=0

@@ -40,6 +40,7 @@ impl Dialler {
     /// Dial the owner, and again whenever the link is lost, until the forwarder is gone or switched.
     /// An owner that has given the volume away says to whom.
     pub(super) async fn keep_linked(mut self, mut losses: mpsc::Receiver<()>) {
+        let (mut failing, mut told) = (None, String::new());
         loop {
             let link = Uri {
                 export: self.fence.export(&self.owner.export),
@@ -48,6 +49,7 @@ impl Dialler {
             let e = match blocking(move || dial(&link, &[], DIAL_PATIENCE)).await {
                 Ok((agreed, socket)) => {
                     let since = Instant::now();
+                    (failing, told) = (None, String::new());
                     if self.attend(agreed, socket, &mut losses).await.is_none() {
                         return;
                     }
@@ -67,8 +69,12 @@ impl Dialler {
             {
                 tracing::info!("{} says that the volume's owner is now {next}", self.owner);
                 self.owner = next;
-            } else {
-                tracing::warn!("forward to the volume's owner: {e}");
+            } else if failing.get_or_insert_with(Instant::now).elapsed() < LINK_STEADY {
+                // while it passes from one owner to the next, nobody owns it for an instant
+                tracing::debug!("forward to the volume's owner: {e}");
+            } else if told != e.to_string() {
+                tracing::warn!("guests wait for the volume's owner, which is dialled on: {e}");
+                told = e.to_string();
             }
             tokio::select! {
                 () = tokio::time::sleep(DIAL_PAUSE) => {}
