@@ -482,6 +482,31 @@ fn an_intent_outlives_a_sync_that_began_before_its_write() {
     assert!(areas.contains(&4), "{areas:?}");
 }
 
+/// The superblock is kept twice. A change that was answered when one copy held it would be forgotten if that
+/// copy rotted: an ownership, a cursor, an epoch that was given out.
+#[test]
+fn a_change_is_answered_when_either_copy_of_the_superblock_tells_of_it() {
+    let mut a = Node::new(1 << 30, owner());
+    let start = Start::At(Epoch(0));
+    let c = a.vol.add_cursor(replica("n2"), start).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    a.sync_meta = false;
+    let c = a.vol.add_cursor(replica("n3"), start).unwrap();
+    let mut durable = Vec::new();
+    while a.ended(c).is_none() {
+        assert!(a.said(|x| matches!(x, Action::SyncMeta)));
+        durable.clone_from(&a.meta);
+        a.vol.meta_synced(NOW, Ok(()));
+    }
+    for slot in 0..2 {
+        let mut meta = durable.clone();
+        meta[slot * 4096..][..4096].fill(0xa5);
+        let opened = Volume::open(config(1 << 30), None, &meta).unwrap();
+        let known = opened.cursors().iter().any(|c| c.name == replica("n3"));
+        assert!(known, "with copy {slot} rotten");
+    }
+}
+
 /// A volume went from one node to the next and in the end back to the first, which had not been
 /// restarted: it owned the volume again and let nobody in, because it was still frozen from the day
 /// it had given the volume away.
