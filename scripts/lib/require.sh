@@ -49,6 +49,34 @@ require() {
     fi
 }
 
+# Rust as new as Cargo.toml asks for. Debian 13's own cargo is too old for it and its rustup brings a newer
+# one; Debian 12 has no rustup, so there it says where rustup is.
+require_rust() {
+    local root wanted found
+    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml" | head -n 1)
+    rust_found() {
+        found=$(cargo --version 2>/dev/null | cut -d ' ' -f 2)
+        [ -n "$found" ] && [ "$(printf '%s\n' "$wanted" "$found" | sort -V | head -n 1)" = "$wanted" ]
+    }
+    rust_found && return 0
+    if [ "$(id -u)" = 0 ] && ! command -v rustup >/dev/null && command -v apt-get >/dev/null; then
+        apt-get -q update </dev/null >/dev/null 2>&1 || true
+        if apt-cache policy rustup | grep -q 'Candidate: [0-9]'; then
+            require "Rust $wanted" rustup=rustup >&2 || return 1
+        fi
+    fi
+    if [ "$(id -u)" = 0 ] && command -v rustup >/dev/null; then
+        echo "installing Rust's stable release with rustup" >&2
+        rustup toolchain install stable --profile default >&2 && rustup default stable >&2
+    fi
+    rust_found && return 0
+    echo "Forerun is built with Rust $wanted or newer${found:+; cargo here is $found}." >&2
+    echo "Install it with rustup: apt-get install rustup && rustup default stable on Debian 13," >&2
+    echo "https://rustup.rs elsewhere. Then run this again." >&2
+    return 1
+}
+
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
     set -euo pipefail
     require "$@"
