@@ -10,6 +10,7 @@ mod fleet_processes;
 mod serving;
 
 use block::{Epoch, Generation};
+use fleet_processes::scene::Scene;
 use fleet_processes::{Fleet, VOLUME, Who};
 use node::client::Client;
 use proto::v1::{ReplicaReport, ReplicaState, VolumeRole};
@@ -108,6 +109,95 @@ fn the_copy_left_behind_gets_what_was_written_since_and_no_more() {
     add(&fleet, "b");
     let replica = caught_up(&fleet, Who::Source);
     assert_sent_at_most(&replica, 20 * 4608 + 16384);
+}
+
+/// To whom a node says that it replicates the volume, and to whom its file says that it is to.
+fn replicas_of(fleet: &Fleet, who: Who) -> Option<(Vec<String>, Vec<String>)> {
+    let said = fleet.report(who, VOLUME)?.replicas;
+    let node = if who == Who::Source { "a" } else { "b" };
+    let file = fleet.volume(node, VOLUME).join("peers.toml");
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let kept = text.lines().filter_map(|l| l.strip_prefix("node = "));
+    Some((
+        said.into_iter().map(|r| r.node).collect(),
+        kept.map(|n| n.trim_matches('"').to_owned()).collect(),
+    ))
+}
+
+/// An owner that got its volume back found the replica of its former ownership in its file, and when it
+/// was restarted it replicated to it again, though nobody had asked. The controller knew of no replica
+/// there: it listed none, and refused to cut over to it.
+#[test]
+fn an_owner_again_keeps_the_replicas_that_were_asked_for_and_no_others() {
+    let mut scene = Scene::replicated();
+    let nobody = || (Vec::new(), Vec::new());
+    let moves = [
+        (Who::Source, "a", Who::Target, "b"),
+        (Who::Target, "b", Who::Source, "a"),
+        (Who::Source, "a", Who::Target, "b"),
+    ];
+    for (generation, (from, left, to, node)) in (2..).zip(moves) {
+        let fleet = &scene.fleet;
+        cut_over(fleet, node);
+        let owned = fleet.report(to, VOLUME).unwrap();
+        assert_eq!(
+            (owned.role(), owned.generation),
+            (VolumeRole::Owner, generation)
+        );
+        assert_eq!(replicas_of(fleet, to), Some(nobody()));
+        assert_eq!(replicas_of(fleet, from), Some(nobody()));
+        let listed = fleet.run(&["replica", "list", VOLUME]);
+        assert_eq!(listed.as_array().map(Vec::len), Some(0), "{listed}");
+        let said = fleet.refused(&["cutover", VOLUME, "--to", left]);
+        assert!(said.contains("has no replica of it"), "{said}");
+
+        // Also when it reads its files again; and what is asked for now is kept.
+        scene.fleet.kill(to);
+        scene.fleet.restart(to);
+        let fleet = &scene.fleet;
+        fleet.until("it owns the volume again", || {
+            (fleet.role(to)? == VolumeRole::Owner).then_some(())
+        });
+        assert_eq!(replicas_of(fleet, to), Some(nobody()));
+        if to == Who::Source {
+            // Connected here all the time, which is over.
+            let load = scene.load.take().unwrap();
+            scene.load = Some(load.reconnect());
+        }
+        add(fleet, left);
+        let asked = (vec![left.to_owned()], vec![left.to_owned()]);
+        assert_eq!(replicas_of(fleet, to), Some(asked));
+        let epoch = || {
+            let replica = fleet.report(to, VOLUME)?.replicas.into_iter().next()?;
+            (replica.state() == ReplicaState::Consistent).then_some(replica.epoch)
+        };
+        let now = fleet.until("the replica is consistent", epoch);
+        fleet.until("increments flow", || epoch().filter(|e| *e > now + 1));
+    }
+    scene.finish();
+}
+
+/// A node's list of replicas is put back from before one was removed. The controller notices that it
+/// replicates to a node that nobody asked for, and has it stop.
+#[test]
+fn a_replica_that_nobody_wants_any_more_is_given_up() {
+    let mut fleet = replicated();
+    let file = fleet.volume("a", VOLUME).join("peers.toml");
+    let before = std::fs::read(&file).unwrap();
+    fleet.run(&["replica", "remove", VOLUME, "--to", "b"]);
+    assert_eq!(replicas_of(&fleet, Who::Source), Some((vec![], vec![])));
+    fleet.kill(Who::Source);
+    std::fs::write(&file, before).unwrap();
+    fleet.restart(Who::Source);
+    let kept = replicas_of(&fleet, Who::Source).unwrap();
+    assert_eq!(kept.0, ["b"]);
+    fleet.until("it replicates to nobody", || {
+        (replicas_of(&fleet, Who::Source)? == (vec![], vec![])).then_some(())
+    });
+    let told = fleet.run(&["events"]);
+    assert!(told.to_string().contains("replica-dropped"), "{told}");
+    add(&fleet, "b");
+    caught_up(&fleet, Who::Source);
 }
 
 /// The new owner was killed meanwhile: what it cannot know it compares, in the areas that were written.

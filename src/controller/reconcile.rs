@@ -1,11 +1,11 @@
 //! What the controller does of its own accord: finish what a killed one began, notice nodes that
-//! fell silent, and have owners keep the replicas that the records want.
+//! fell silent, and have owners keep the replicas that the records want, and no others.
 
 use super::records::Happening;
 use super::{Controller, Nodes, nodes};
 use crate::fleet::{Effect, Replica, Status, Volume};
 use crate::store::Store;
-use node::Result;
+use node::{NodeName, Result};
 use proto::v1;
 use std::time::Duration;
 
@@ -15,12 +15,29 @@ const EVERY: Duration = Duration::from_secs(2);
 /// Replicas that a volume's record wants and its owner does not report: a node that was restored from
 /// an older data directory, or was told while the controller died.
 pub(super) fn forgotten<'a>(v: &'a Volume, said: &v1::VolumeReport) -> Vec<&'a Replica> {
-    let settled = v.status == Status::Ready && v.operation.is_none();
-    if !settled || said.role() != v1::VolumeRole::Owner {
+    if !is_settled(v, said) {
         return Vec::new();
     }
     let reported = |r: &&Replica| said.replicas.iter().any(|p| p.node == r.node.as_str());
     v.replicas.iter().filter(|r| !reported(r)).collect()
+}
+
+/// Nodes to which a volume's owner replicates though its record wants no replica there: the owner's
+/// directory is older than the record. The node would be sent increments, and refused as the new owner.
+pub(super) fn unasked(v: &Volume, said: &v1::VolumeReport) -> Vec<NodeName> {
+    if !is_settled(v, said) {
+        return Vec::new();
+    }
+    let names = said.replicas.iter().filter_map(|r| r.node.parse().ok());
+    names.filter(|n| v.replica_on(n).is_none()).collect()
+}
+
+/// What was said is of the owner of the record, and nothing is about to change the record.
+fn is_settled(v: &Volume, said: &v1::VolumeReport) -> bool {
+    v.status == Status::Ready
+        && v.operation.is_none()
+        && said.role() == v1::VolumeRole::Owner
+        && said.generation == v.generation
 }
 
 impl<S: Store, N: Nodes> Controller<S, N> {
@@ -60,34 +77,57 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 && age < EVERY
             {
                 for replica in forgotten(&v, &said) {
-                    self.remind(&v, replica).await?;
+                    let node = replica.node.clone();
+                    let effect = Effect::StartReplica {
+                        from: v.owner.clone(),
+                        replica: replica.clone(),
+                    };
+                    let text = format!(
+                        "{} had lost its replica on {node}; it was asked to keep it",
+                        v.owner
+                    );
+                    self.set_right(&v, effect, ("replica-restored", node, text))
+                        .await?;
+                }
+                for node in unasked(&v, &said) {
+                    let effect = Effect::StopReplica { node: node.clone() };
+                    let text = format!(
+                        "{} kept a replica on {node} that nobody wants; it was asked to stop",
+                        v.owner
+                    );
+                    self.set_right(&v, effect, ("replica-dropped", node, text))
+                        .await?;
                 }
             }
         }
         Ok(())
     }
 
-    async fn remind(&self, v: &Volume, replica: &Replica) -> Result<()> {
+    /// Have the owner bring an effect about that the record wants, and tell of it.
+    async fn set_right(
+        &self,
+        v: &Volume,
+        effect: Effect,
+        (kind, node, text): (&'static str, NodeName, String),
+    ) -> Result<()> {
+        // A command may have come since: it is right by definition.
+        let now = self.inner.records.volume(&v.name).await?;
+        if now.is_none_or(|now| now.record != *v) {
+            return Ok(());
+        }
         let all = self.inner.records.nodes().await?;
-        let find = |name: &node::NodeName| all.iter().find(|n| n.name == *name).cloned();
+        let find = |name: &NodeName| all.iter().find(|n| n.name == *name).cloned();
         let id = format!("reconcile-{}", v.generation);
-        let effect = Effect::StartReplica {
-            from: v.owner.clone(),
-            replica: replica.clone(),
-        };
-        let call = nodes::call_for(&id, "replicate again", &effect, v, &find)?;
+        let call = nodes::call_for(&id, "reconcile", &effect, v, &find)?;
         if let Err(e) = self.inner.nodes.call(call, |_| {}).await {
-            tracing::warn!(volume = %v.name, replica = %replica.node, "{e}");
+            tracing::warn!(volume = %v.name, replica = %node, "{e}");
             return Ok(()); // the next round tries again
         }
         let happening = Happening {
-            kind: "replica-restored",
+            kind,
             volume: v.name.to_string(),
-            node: replica.node.to_string(),
-            text: format!(
-                "{} had lost its replica on {}; it was asked to keep it",
-                v.owner, replica.node
-            ),
+            node: node.to_string(),
+            text,
         };
         self.commit(crate::store::Transaction::default(), vec![happening])
             .await?;

@@ -467,10 +467,26 @@ fn an_owner_that_lost_a_replica_is_reminded_only_when_nothing_is_under_way() {
     };
     let mut said = proto::v1::VolumeReport::default();
     said.set_role(proto::v1::VolumeRole::Owner);
+    said.generation = v.generation;
     assert_eq!(reconcile::forgotten(&v, &said).len(), 1);
     v.operation = Some("op".parse().unwrap());
     assert_eq!(reconcile::forgotten(&v, &said).len(), 0);
     v.operation = None;
     said.set_role(proto::v1::VolumeRole::Forwarding);
     assert_eq!(reconcile::forgotten(&v, &said).len(), 0);
+
+    // What it keeps and nobody wants.
+    said.set_role(proto::v1::VolumeRole::Owner);
+    let kept = |node: &str| proto::v1::ReplicaReport {
+        node: node.to_owned(),
+        ..Default::default()
+    };
+    said.replicas = vec![kept("n2"), kept("n3")];
+    let n3: Vec<node::NodeName> = vec!["n3".parse().unwrap()];
+    assert_eq!(reconcile::unasked(&v, &said), n3);
+    v.operation = Some("op".parse().unwrap());
+    assert!(reconcile::unasked(&v, &said).is_empty());
+    v.operation = None;
+    said.generation = v.generation + 1;
+    assert!(reconcile::unasked(&v, &said).is_empty());
 }

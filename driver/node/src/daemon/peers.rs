@@ -1,6 +1,9 @@
 //! What a volume's directory remembers about other nodes: the replicas to keep and the hand-over that
 //! was begun. A file of its own, `peers.toml`, because it says where to connect and decides nothing:
 //! who owns the volume and what a replica has is in the volume's metadata.
+//!
+//! What it says of replicas is an ownership's, and ends with it: whoever owns the volume next is told by
+//! the controller which replicas to keep, also if that was an owner before.
 
 use super::directory::sync_dir;
 use block::{Error, ErrorKind, NodeName, Result};
@@ -8,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const FILE: &str = "peers.toml";
 
@@ -97,11 +101,74 @@ impl Peers {
         self.replica.push(record);
     }
 
+    /// What is remembered of the replica on a node.
+    #[must_use]
+    pub fn replica_on(&self, node: &NodeName) -> Option<&ReplicaRecord> {
+        self.replica.iter().find(|r| r.node == node.as_str())
+    }
+
     /// Forget a replica; false if there was none.
     pub fn remove(&mut self, node: &NodeName) -> bool {
         let before = self.replica.len();
         self.replica.retain(|r| r.node != node.as_str());
         before != self.replica.len()
+    }
+}
+
+/// A volume's file, changed by one caller at a time.
+#[derive(Debug)]
+pub struct PeersFile {
+    dir: PathBuf,
+    one: Mutex<()>,
+}
+
+impl PeersFile {
+    /// The file of a volume's directory.
+    #[must_use]
+    pub fn of(dir: PathBuf) -> PeersFile {
+        PeersFile {
+            dir,
+            one: Mutex::new(()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        // It guards a file that is replaced whole: a panic cannot have left that half changed.
+        self.one.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it says.
+    pub fn read(&self) -> Result<Peers> {
+        let _one = self.lock();
+        Peers::load(&self.dir)
+    }
+
+    /// Change what it says, durably; it is not written when nothing changes.
+    pub fn change<R>(&self, change: impl FnOnce(&mut Peers) -> R) -> Result<R> {
+        let _one = self.lock();
+        let mut peers = Peers::load(&self.dir)?;
+        let before = peers.clone();
+        let done = change(&mut peers);
+        if peers != before {
+            peers.save(&self.dir)?;
+        }
+        Ok(done)
+    }
+
+    /// Forget all that an earlier ownership left: this node is about to own the volume again. Nobody
+    /// serves the volume meanwhile, so this needs no room, succeeds with a file that cannot be read, and
+    /// waits for the disk only for replicas: a hand-over that a power cut brings back is asked about once
+    /// more.
+    pub fn forget(&self) -> Result<()> {
+        let _one = self.lock();
+        let keeps = !Peers::load(&self.dir).is_ok_and(|p| p.replica.is_empty());
+        let path = self.dir.join(FILE);
+        match std::fs::remove_file(&path) {
+            Ok(()) if keeps => sync_dir(&self.dir),
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::io(format!("remove {}", path.display()), e)),
+        }
     }
 }
 
@@ -132,5 +199,9 @@ mod tests {
         std::fs::write(dir.path().join(FILE), "replica = 3").unwrap();
         let e = Peers::load(dir.path()).unwrap_err();
         assert!(e.to_string().contains("Remove it"), "{e}");
+        let file = PeersFile::of(dir.path().to_owned());
+        file.forget().expect("what cannot be read is forgotten too");
+        file.forget().expect("and nothing");
+        assert_eq!(file.read().unwrap(), Peers::default());
     }
 }

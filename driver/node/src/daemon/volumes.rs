@@ -3,11 +3,11 @@
 use super::directory;
 use super::front::Reach;
 use super::host::Host;
-use super::peers::{HandoverRecord, Peers, ReplicaRecord};
+use super::peers::{HandoverRecord, PeersFile, ReplicaRecord};
 use super::replicas::{Kept, Source};
 use crate::datadir::DataDir;
 use crate::engine::{Engine, VolumeHandle, VolumeSpec};
-use crate::replication::{Receiving, Sending, StandbySpec};
+use crate::replication::{Receiving, Sending, StandbySpec, Succession};
 use crate::serve::state::checkpoints;
 use crate::service::{Consistency, Handover, NewReplica, NewVolume, NodeOps, SeedOrder};
 use block::{Error, ErrorKind, NodeName, Result, VolumeId, VolumeName};
@@ -26,7 +26,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 use storage::ImageFile;
 use tokio::sync::{Mutex, Notify, mpsc};
-use volume::Role;
+use volume::{CursorName, Role};
 
 /// From one increment of a replica to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -63,6 +63,14 @@ enum Slot {
     Broken(String),
 }
 
+/// The tasks that keep a volume's replicas.
+type Replicas = Arc<std::sync::Mutex<BTreeMap<NodeName, Kept>>>;
+
+fn lock(replicas: &Replicas) -> std::sync::MutexGuard<'_, BTreeMap<NodeName, Kept>> {
+    // A map whose entries are replaced whole: a panic cannot have left it half changed.
+    replicas.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A volume on its shard.
 #[derive(Clone)]
 struct Hosted {
@@ -74,7 +82,9 @@ struct Hosted {
     /// For movers.
     image: Arc<ImageFile>,
     /// The tasks that keep its replicas.
-    replicas: Arc<std::sync::Mutex<BTreeMap<NodeName, Kept>>>,
+    replicas: Replicas,
+    /// Which those are.
+    peers: Arc<PeersFile>,
     /// One strong count a connection, and one here.
     connections: Arc<()>,
 }
@@ -174,6 +184,7 @@ impl Volumes {
             id: identity,
             image: Arc::new(spec.image.share()?),
             replicas: Arc::default(),
+            peers: Arc::new(PeersFile::of(self.dir(name))),
             handle: self.engine.add_volume(spec).await?,
             export,
             offered,
@@ -309,14 +320,18 @@ impl Volumes {
             image: hosted.image.share()?,
             directory: self.dir(name),
             handle: hosted.handle.clone(),
-            offered: Arc::clone(&hosted.offered),
+            succession: Arc::new(Heir {
+                replicas: Arc::clone(&hosted.replicas),
+                peers: Arc::clone(&hosted.peers),
+                offered: Arc::clone(&hosted.offered),
+            }),
         };
         self.receiving.add(standby).await
     }
 
     /// Go on with what the volume's directory remembers: its replicas, or a hand-over.
     async fn resume(&self, name: &VolumeName, hosted: &Hosted) -> Result<()> {
-        let peers = Peers::load(&self.dir(name))?;
+        let peers = hosted.peers.read()?;
         match hosted.handle.call(|v, _| v.role()).await? {
             Role::Owner { .. } => {
                 for record in &peers.replica {
@@ -379,8 +394,7 @@ impl Volumes {
             if let Err(e) = kept.stop().await {
                 tracing::warn!("stop asking {node}: {e}");
             }
-            let mut replicas = replicas.lock().unwrap_or_else(PoisonError::into_inner);
-            replicas.retain(|n, k| *n != node || k.is_running());
+            lock(&replicas).retain(|n, k| *n != node || k.is_running());
         });
         Ok(())
     }
@@ -424,7 +438,7 @@ async fn report_replicas(hosted: &Hosted) -> Vec<ReplicaReport> {
         .collect();
     let names: Vec<_> = kept.iter().map(|(node, _)| node.clone()).collect();
     let lags = move |v: &mut volume::Volume, _| {
-        let lag = |node: NodeName| v.lag_bytes(&volume::CursorName::Replica(node));
+        let lag = |node: NodeName| v.lag_bytes(&CursorName::Replica(node));
         names.into_iter().map(lag).collect::<Vec<_>>()
     };
     // A volume that has gone has no lag; its report says so elsewhere.
@@ -442,8 +456,56 @@ impl Hosted {
     }
 
     fn replicas(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeName, Kept>> {
-        // A map whose entries are replaced whole: a panic cannot have left it half changed.
-        self.replicas.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.replicas)
+    }
+}
+
+impl Hosted {
+    /// Nothing has to be remembered for a copy that is kept no more: its cursor would hold dirty maps, and
+    /// leave areas to compare after a crash, for ever.
+    async fn untrack(&self, node: NodeName) -> Result<()> {
+        let name = CursorName::Replica(node);
+        let asked = name.clone();
+        let tracks = move |v: &mut volume::Volume, _| {
+            v.owned().is_some() && v.cursors().iter().any(|c| c.name == asked)
+        };
+        if self.handle.call(tracks).await? {
+            let remove = move |v: &mut volume::Volume, now| v.remove_cursor(now, &name);
+            self.handle.control(remove).await?;
+        }
+        Ok(())
+    }
+
+    /// The ownership has ended here, and with it the replicas that it kept. What is not forgotten now
+    /// would be when the volume comes back; then its guests would wait for it.
+    async fn retire(&self) -> Result<()> {
+        if self.handle.call(|v, _| v.owned().is_none()).await? {
+            // Their tasks end with their handles.
+            self.replicas().clear();
+            self.peers.change(|p| p.replica.clear())?;
+        }
+        Ok(())
+    }
+}
+
+/// What of a volume concerns its change of owner.
+struct Heir {
+    replicas: Replicas,
+    peers: Arc<PeersFile>,
+    offered: Arc<AtomicBool>,
+}
+
+impl Succession for Heir {
+    fn taking(&self) {
+        lock(&self.replicas).clear();
+        if let Err(e) = self.peers.forget() {
+            // The controller notices a replica that is kept unasked.
+            tracing::warn!("forget the replicas of an earlier ownership: {e}");
+        }
+    }
+
+    fn taken(&self) {
+        self.offered.store(true, Ordering::Release);
     }
 }
 
@@ -595,10 +657,7 @@ impl NodeOps for Volumes {
             interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
             rate_bytes_per_second: new.rate_bytes_per_second.unwrap_or(0),
         };
-        let dir = self.dir(&new.volume);
-        let mut peers = Peers::load(&dir)?;
-        peers.set(record.clone());
-        peers.save(&dir)?;
+        hosted.peers.change(|p| p.set(record.clone()))?;
         self.replicate(&new.volume, &hosted, &record, &new.order)
             .await
             .map(|_| ())
@@ -613,12 +672,8 @@ impl NodeOps for Volumes {
         if let Some(running) = &running {
             running.stop().await?;
         }
-        let dir = self.dir(&volume);
-        let mut peers = Peers::load(&dir)?;
-        let known = peers.remove(&node);
-        if known {
-            peers.save(&dir)?;
-        }
+        let known = hosted.peers.change(|p| p.remove(&node))?;
+        hosted.untrack(node).await?;
         Ok(known || running.is_some())
     }
 
@@ -628,7 +683,7 @@ impl NodeOps for Volumes {
         progress: mpsc::Sender<CutoverProgress>,
     ) -> Result<()> {
         let asked = format!("hand {} over to {}", handover.volume, handover.to);
-        let (kept, next) = {
+        let (kept, next, hosted) = {
             let _one = self.changing.lock().await;
             let hosted = self.hosted(&asked, &handover.volume)?;
             let record = HandoverRecord {
@@ -636,14 +691,11 @@ impl NodeOps for Volumes {
                 replication: handover.replication_address,
                 nbd: handover.nbd_address,
             };
-            let dir = self.dir(&handover.volume);
-            let mut peers = Peers::load(&dir)?;
             let role = hosted.handle.call(|v, _| v.role()).await?;
             let next = match &role {
                 Role::Relinquished { to, generation, .. } if *to == handover.to => {
                     // It happened, perhaps in an earlier life of this node: make sure that it ends.
-                    peers.handover = Some(record);
-                    peers.save(&dir)?;
+                    hosted.peers.change(|p| p.handover = Some(record))?;
                     self.resume(&handover.volume, &hosted).await?;
                     let done = CutoverProgress {
                         phase: CutoverPhase::Done.into(),
@@ -662,13 +714,11 @@ impl NodeOps for Volumes {
                 }
             };
             // Before anything moves it is recorded where to: a restart must find the new owner.
-            peers.handover = Some(record);
-            peers.save(&dir)?;
-            let known = peers
-                .replica
-                .iter()
-                .find(|r| r.node == handover.to.as_str());
-            let replica = known.cloned().unwrap_or_else(|| ReplicaRecord {
+            let known = hosted.peers.change(|p| {
+                p.handover = Some(record);
+                p.replica_on(&handover.to).cloned()
+            })?;
+            let replica = known.unwrap_or_else(|| ReplicaRecord {
                 node: handover.to.to_string(),
                 address: handover.replication_address,
                 interval_ms: u64::try_from(INTERVAL.as_millis()).unwrap_or(u64::MAX),
@@ -681,7 +731,7 @@ impl NodeOps for Volumes {
             let kept = self
                 .replicate(&handover.volume, &hosted, &replica, &SeedOrder::default())
                 .await?;
-            (kept, next)
+            (kept, next, hosted)
         };
         let report = kept.hand_over(next, handover.nbd_address, progress).await?;
         tracing::info!(
@@ -692,6 +742,7 @@ impl NodeOps for Volumes {
             report.frozen,
             report.converging,
         );
-        Ok(())
+        let _one = self.changing.lock().await;
+        hosted.retire().await
     }
 }

@@ -15,6 +15,7 @@ mod tcp;
 pub use receiving::{Receiving, StandbySpec};
 pub use sending::{News, ReplicaHandle, ReplicaSpec, Sending, Watch};
 pub use source::Redirect;
+pub use target::Succession;
 pub use tcp::{MoverClock, Tcp};
 
 #[cfg(test)]

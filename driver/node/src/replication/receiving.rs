@@ -8,7 +8,7 @@
 //! A source that comes back must not wait for its dead connection to time out, so the newer
 //! connection ends the older one, if it speaks for no lower generation.
 
-use super::target::ShardTarget;
+use super::target::{ShardTarget, Succession};
 use super::tcp::Tcp;
 use crate::complaints::Complaints;
 use crate::engine::VolumeHandle;
@@ -20,7 +20,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use storage::ImageFile;
@@ -47,8 +46,8 @@ pub struct StandbySpec {
     pub directory: PathBuf,
     /// The volume's home.
     pub handle: VolumeHandle,
-    /// Set once this node has taken the volume over: guests may be told of it.
-    pub offered: Arc<AtomicBool>,
+    /// Told when this node takes the volume over.
+    pub succession: Arc<dyn Succession>,
 }
 
 enum Order {
@@ -183,7 +182,7 @@ async fn open(spec: StandbySpec) -> Result<Standby> {
         staging: MoverFile::open(&spec.directory.join("staging"), staging_bytes(size))?,
         replica: MoverFile::open(&spec.directory.join("replica"), RECORD_BYTES)?,
     };
-    let target = ShardTarget::new(spec.handle, spec.offered);
+    let target = ShardTarget::new(spec.handle, spec.succession);
     Ok(Standby {
         receiver: Receiver::open(spec.id, size, files, target).await?,
         serving: Mutex::new(()),

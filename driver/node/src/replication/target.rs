@@ -4,20 +4,29 @@ use crate::engine::VolumeHandle;
 use block::{Epoch, Generation, Result};
 use replica::Target;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use volume::Role;
+use volume::{Role, Volume};
+
+/// What goes with a change of owner on the node that becomes it, besides the volume's own record.
+pub trait Succession: Send + Sync {
+    /// This node is about to own the volume: what an earlier ownership of its own left is to be gone
+    /// before that is durable. May wait for the disk; must not fail, since there is no way back.
+    fn taking(&self);
+
+    /// It owns the volume: guests may be told of it.
+    fn taken(&self);
+}
 
 /// The volume that a replica on this node becomes.
 pub struct ShardTarget {
     handle: VolumeHandle,
-    offered: Arc<AtomicBool>,
+    succession: Arc<dyn Succession>,
 }
 
 impl ShardTarget {
-    /// The target of a standby volume; `offered` is set when it is taken over.
+    /// The target of a standby volume; `succession` is told when it is taken over.
     #[must_use]
-    pub fn new(handle: VolumeHandle, offered: Arc<AtomicBool>) -> ShardTarget {
-        ShardTarget { handle, offered }
+    pub fn new(handle: VolumeHandle, succession: Arc<dyn Succession>) -> ShardTarget {
+        ShardTarget { handle, succession }
     }
 }
 
@@ -29,10 +38,16 @@ impl Target for ShardTarget {
     }
 
     async fn activate(&self, generation: Generation, epoch: Epoch) -> Result<()> {
+        // A repeated call finds the replicas of the ownership that the first one began, and a late one is
+        // refused.
+        let begins = move |v: &mut Volume, _| v.owned().is_none() && generation > v.seen();
+        if self.handle.call(begins).await? {
+            self.succession.taking();
+        }
         self.handle
             .control(move |v, _| v.activate(generation, epoch))
             .await?;
-        self.offered.store(true, Ordering::Release);
+        self.succession.taken();
         Ok(())
     }
 

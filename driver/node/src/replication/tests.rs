@@ -1,6 +1,6 @@
 //! Two engines in one process, replication between them over loopback, and a guest that writes.
 
-use super::{News, Receiving, ReplicaHandle, ReplicaSpec, Sending, StandbySpec};
+use super::{News, Receiving, ReplicaHandle, ReplicaSpec, Sending, StandbySpec, Succession};
 use crate::engine::{Engine, VOLUME_REQUESTS_MAX, VolumeHandle, VolumeSpec};
 use block::{Epoch, Generation, NodeName, VolumeId};
 use replica::cutover::Plan;
@@ -73,6 +73,14 @@ fn fill(dir: &Path) -> Vec<u8> {
     content
 }
 
+/// Has nothing to hand down, and tells no guest.
+struct Nobody;
+
+impl Succession for Nobody {
+    fn taking(&self) {}
+    fn taken(&self) {}
+}
+
 /// Two nodes with a volume between them.
 struct Pair {
     dirs: (tempfile::TempDir, tempfile::TempDir),
@@ -108,7 +116,7 @@ impl Pair {
             image: copy,
             directory: dirs.1.path().to_owned(),
             handle: target.clone(),
-            offered: Arc::default(),
+            succession: Arc::new(Nobody),
         };
         receiving.add(standby).await.unwrap();
         Pair {
