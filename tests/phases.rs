@@ -17,7 +17,7 @@
 mod fleet_processes;
 
 use fleet_processes::Who;
-use fleet_processes::link::Hold;
+use fleet_processes::link::{Hold, Way};
 use fleet_processes::scene::{MIB, SIZE, Scene};
 use nix::sys::signal::Signal;
 use proto::v1::VolumeRole;
@@ -170,6 +170,27 @@ fn a_target_that_stops_while_the_guest_is_frozen_costs_the_freeze_budget() {
     assert_eq!(role, Some(VolumeRole::Owner));
     assert!(served > 100, "the source serves on");
     assert!(longest < Duration::from_millis(1800), "{longest:?}");
+    cutover.succeeds();
+    scene.finish();
+}
+
+/// A cutover that was ordered while an increment was under way waited for it without a word, and for as
+/// long as it took at the rate that spares the guest.
+#[test]
+fn a_cutover_says_that_it_waits_for_the_increment_under_way() {
+    let scene = Scene::replicated();
+    let link = scene.fleet.link();
+    link.stall(Way::Forth);
+    // Time for an increment to begin.
+    std::thread::sleep(Duration::from_secs(1));
+    let cutover = scene.cutover();
+    scene.fleet.until("it says what it waits for", || {
+        let said = cutover.said();
+        said.contains("an increment that was under way is finished first")
+            .then_some(())
+    });
+    assert_eq!(scene.fleet.role(Who::Source), Some(VolumeRole::Owner));
+    link.heal();
     cutover.succeeds();
     scene.finish();
 }

@@ -244,12 +244,14 @@ fn cutover_words(p: &CutoverProgress) -> String {
             bytes(p.dirty_bytes_per_second),
             bytes(p.send_bytes_per_second)
         ));
-        if p.eta_ms > 0 {
-            words.push_str(&format!(
-                ", about {}",
-                duration(Duration::from_millis(p.eta_ms))
-            ));
-        }
+    } else if p.bytes_left > 0 {
+        words.push_str(&format!(": {} left", bytes(p.bytes_left)));
+    }
+    if p.eta_ms > 0 {
+        words.push_str(&format!(
+            ", about {}",
+            duration(Duration::from_millis(p.eta_ms))
+        ));
     }
     if !p.note.is_empty() {
         words.push_str(&format!(" ({})", p.note));

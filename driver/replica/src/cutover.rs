@@ -17,7 +17,7 @@
 //! it stands; and so is relinquishing, which must not be dropped halfway.
 
 use crate::seam::Source;
-use crate::sender::{Increment, Sender, Session};
+use crate::sender::{Increment, Progress, Sender, Session};
 use block::{Clock, Disk, Epoch, Error, ErrorKind, Generation, Nanos, NodeName, Result, Transport};
 use futures_util::future::{Either, join, select};
 use std::cell::Cell;
@@ -64,6 +64,8 @@ pub struct Plan {
 /// Where a cutover is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
+    /// An increment that was under way is finished first, without sparing the guest any more.
+    Finish,
     /// The receiver is brought to a recent epoch, seeded if need be.
     Prepare,
     /// Increments until the rest is small.
@@ -85,7 +87,8 @@ pub enum Phase {
 pub struct Update {
     /// Where it is.
     pub phase: Phase,
-    /// Bytes that were dirty in the last round.
+    /// Bytes that were dirty in the last round; of the increment that is being finished, those that are
+    /// left.
     pub dirty: u64,
     /// Bytes a second that the last round moved.
     pub link_rate: f64,
@@ -107,6 +110,19 @@ impl Update {
             eta: None,
             paced: None,
         }
+    }
+
+    /// An increment that was under way when the cutover was ordered is so far; `None` if nothing is
+    /// known of it yet.
+    #[must_use]
+    pub fn finishing(increment: Option<&Progress>) -> Update {
+        let update = Update::of(Phase::Finish);
+        increment.map_or(update, |p| Update {
+            dirty: p.total.saturating_sub(p.done),
+            link_rate: p.rate(),
+            eta: p.eta(),
+            ..update
+        })
     }
 
     /// Bytes a second that the link lacks for this guest to be moved without slowing it.

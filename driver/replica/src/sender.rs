@@ -161,6 +161,11 @@ impl<S: Source, D: Disk, C: Clock> Sender<S, D, C> {
         self
     }
 
+    /// Spare the guest no more, or again: somebody waits for what is being sent. The cap stands.
+    pub fn hurry(&self, hurried: bool) {
+        self.pacer.hurry(hurried);
+    }
+
     pub(crate) fn tell(&self, event: Event) {
         (self.observer)(&event);
     }

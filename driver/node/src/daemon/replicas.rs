@@ -200,7 +200,7 @@ fn whole(rate: f64) -> u64 {
 
 fn to_proto(update: &Update) -> CutoverProgress {
     let phase = match update.phase {
-        Phase::Prepare => CutoverPhase::Prepare,
+        Phase::Finish | Phase::Prepare => CutoverPhase::Prepare,
         Phase::Converge | Phase::Mirror => CutoverPhase::Converge,
         Phase::Freeze => CutoverPhase::Freeze,
         Phase::Relinquish => CutoverPhase::Relinquish,
@@ -208,6 +208,9 @@ fn to_proto(update: &Update) -> CutoverProgress {
         Phase::Redirect => CutoverPhase::Redirect,
     };
     let mut notes = Vec::new();
+    if update.phase == Phase::Finish {
+        notes.push("an increment that was under way is finished first".to_owned());
+    }
     if let Some(limit) = update.paced {
         notes.push(format!(
             "the guest's writes are paced to {:.1} MB/s",

@@ -1,16 +1,19 @@
 //! The sending mover: one thread that replicates this node's volumes.
 //!
 //! Each replica is a task: connect, catch up, then an increment each interval; after a failure again,
-//! with a growing pause. Orders (cut over, stop) are taken up between increments.
+//! with a growing pause. An order to stop is taken up at once. One to cut over lets an increment that is
+//! under way end first, because what it has sent would be sent again, but no longer spares the guest.
 
 use super::source::{Redirect, ShardSource};
 use super::tcp::{MoverClock, Tcp};
 use crate::engine::VolumeHandle;
 use block::{Epoch, Error, ErrorKind, NodeName, Result, VolumeId};
 use replica::cutover::{self, Plan, Report, Update};
-use replica::{Event, Increment, Order, Seeding, Sender, Tuning};
+use replica::{Event, Increment, Order, Progress, Seeding, Sender, Tuning};
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -26,6 +29,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 const RETRY_AT_MOST: Duration = Duration::from_secs(5);
 /// Orders to the thread, or to one replica, that are not taken up yet, at most.
 const ORDERS_MAX: usize = 16;
+/// How often a cutover that waits for an increment says how far that is.
+const TELL_EVERY: Duration = Duration::from_millis(200);
 
 /// What a replica has to say.
 #[derive(Clone, Debug)]
@@ -74,6 +79,29 @@ enum Task {
     RollForward(Plan, Epoch, Watch, oneshot::Sender<Result<()>>),
     /// Keep the replica no longer.
     Stop(oneshot::Sender<()>),
+}
+
+/// What one replica is told to do.
+struct Orders {
+    queue: mpsc::Receiver<Task>,
+    /// Taken from the queue, and not begun: the session in which it came may break.
+    taken: Option<Task>,
+}
+
+impl Orders {
+    /// The next one; `None` when nobody can give any more.
+    async fn next(&mut self) -> Option<Task> {
+        match self.taken.take() {
+            Some(task) => Some(task),
+            None => self.queue.recv().await,
+        }
+    }
+
+    /// Puts an order back, to be the next.
+    fn keep(&mut self, order: Option<Task>) -> Option<&Task> {
+        self.taken = order;
+        self.taken.as_ref()
+    }
 }
 
 /// The sending thread, from outside.
@@ -178,10 +206,16 @@ struct Kept {
     address: SocketAddr,
     interval: Duration,
     news: Arc<dyn Fn(&News) + Send + Sync>,
+    /// How far the increment under way is.
+    progress: Rc<Cell<Option<Progress>>>,
     sessions: Cell<u64>,
 }
 
-async fn keep(spec: ReplicaSpec, mut orders: mpsc::Receiver<Task>) {
+async fn keep(spec: ReplicaSpec, orders: mpsc::Receiver<Task>) {
+    let mut orders = Orders {
+        queue: orders,
+        taken: None,
+    };
     let news = Arc::clone(&spec.news);
     let kept = match Kept::new(spec).await {
         Ok(kept) => kept,
@@ -194,7 +228,7 @@ async fn keep(spec: ReplicaSpec, mut orders: mpsc::Receiver<Task>) {
             Ok(order) => order,
             Err(e) => {
                 news(&News::Failed(e.to_string()));
-                let order = tokio::time::timeout(wait, orders.recv()).await;
+                let order = tokio::time::timeout(wait, orders.next()).await;
                 wait = (wait * 2).min(RETRY_AT_MOST);
                 let Ok(order) = order else { continue };
                 order
@@ -230,13 +264,20 @@ impl Kept {
         let source = ShardSource::new(spec.handle, spec.replica, spec.redirect).await?;
         source.observe_guest().await;
         let news = Arc::clone(&spec.news);
+        let progress = Rc::new(Cell::new(None));
+        let far = Rc::clone(&progress);
         let sender = Sender::new(
             spec.id,
             source,
             MoverFile::new(spec.image)?,
             MoverClock::start(),
             spec.tuning,
-            move |event| news(&News::Event(*event)),
+            move |event| {
+                if let Event::Increment(_, progress) = event {
+                    far.set(Some(*progress));
+                }
+                news(&News::Event(*event));
+            },
         )?
         .in_order(spec.order);
         Ok(Kept {
@@ -244,6 +285,7 @@ impl Kept {
             address: spec.address,
             interval: spec.interval,
             news: spec.news,
+            progress,
             sessions: Cell::new(0),
         })
     }
@@ -257,16 +299,12 @@ impl Kept {
     }
 
     /// One session, to its failure or to the next order.
-    async fn session(
-        &self,
-        orders: &mut mpsc::Receiver<Task>,
-        wait: &mut Duration,
-    ) -> Result<Option<Task>> {
+    async fn session(&self, orders: &mut Orders, wait: &mut Duration) -> Result<Option<Task>> {
         let (tcp, id) = self.dial().await?;
         let work = async |session: &replica::Session<'_, _, _, _, Tcp>| {
             // An order need not wait for a seeding: what it leaves half done is resumed or undone.
             let (seeding, first) = tokio::select! {
-                order = orders.recv() => return Ok(order),
+                order = orders.next() => return Ok(order),
                 caught_up = session.catch_up() => caught_up?,
             };
             *wait = RETRY_AFTER;
@@ -275,13 +313,43 @@ impl Kept {
             }
             (self.news)(&News::Committed(first));
             loop {
-                if let Ok(order) = tokio::time::timeout(self.interval, orders.recv()).await {
+                if let Ok(order) = tokio::time::timeout(self.interval, orders.next()).await {
                     return Ok(order);
                 }
-                (self.news)(&News::Committed(session.increment().await?));
+                self.progress.set(None);
+                let mut increment = pin!(session.increment());
+                let order = tokio::select! {
+                    done = &mut increment => {
+                        (self.news)(&News::Committed(done?));
+                        continue;
+                    }
+                    order = orders.next() => order,
+                };
+                if let Some(Task::CutOver(_, watch, _)) = orders.keep(order) {
+                    let done = self.finish(increment, watch).await?;
+                    (self.news)(&News::Committed(done));
+                }
+                return Ok(orders.next().await);
             }
         };
-        self.sender.connect(tcp, id, work).await
+        let ended = self.sender.connect(tcp, id, work).await;
+        self.sender.hurry(false);
+        ended
+    }
+
+    /// The rest of an increment that a cutover waits for.
+    async fn finish(
+        &self,
+        mut increment: Pin<&mut impl Future<Output = Result<Increment>>>,
+        watch: &Watch,
+    ) -> Result<Increment> {
+        self.sender.hurry(true);
+        loop {
+            watch(&Update::finishing(self.progress.get().as_ref()));
+            if let Ok(done) = tokio::time::timeout(TELL_EVERY, &mut increment).await {
+                return done;
+            }
+        }
     }
 
     async fn release(&self) {
