@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::{Failure, Out};
 use crate::predict::cycle::{self, Limits, Task};
+use crate::predict::series::DAY_SECONDS;
 use crate::predict::{Memory, Series, csv, quantile};
 
 /// Metrics of a VM: CPU, memory, disk read and write, network in and out.
@@ -78,13 +79,12 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
     out.note(format!("learning {} series", raw.len()));
     let models = learn(raw, args.horizon, threads);
     let limits = Limits {
-        horizon: args.horizon,
         threads,
         replays: 0,
     };
     let (stored, bytes, forecasts) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicUsize::new(0));
     let medians = AtomicU64::new(0);
-    let tasks = (0..args.vms * METRICS).map(|key| task(key, &models));
+    let tasks = (0..args.vms * METRICS).map(|key| task(key, &models, args.horizon));
     let started = Instant::now();
     cycle::cycle(tasks, limits, |foresight| {
         forecasts.fetch_add(1, Ordering::Relaxed);
@@ -128,12 +128,13 @@ pub(super) fn models(data: Option<&Path>) -> Result<Vec<Vec<f64>>, Failure> {
 }
 
 /// A series of thirty days ending now, and the memory that was stored a cycle ago.
-fn task(key: usize, models: &[Model]) -> Task<usize> {
+fn task(key: usize, models: &[Model], horizon: usize) -> Task<usize> {
     let model = &models[key % models.len()];
     let scale = 1.0 + (key / models.len()) as f64 / 1000.0;
     let history = Series {
         start: 0,
         step_seconds: STEP_SECONDS as u32,
+        day_seconds: DAY_SECONDS,
         values: model.values.iter().map(|v| v * scale).collect(),
         notes: Default::default(),
     };
@@ -141,6 +142,7 @@ fn task(key: usize, models: &[Model]) -> Task<usize> {
         key,
         history,
         memory: Memory::from_bytes(&model.memory).ok(),
+        horizon,
     }
 }
 
@@ -150,14 +152,15 @@ fn learn(raw: Vec<Vec<f64>>, horizon: usize, threads: NonZeroUsize) -> Vec<Model
         history: Series {
             start: 0,
             step_seconds: STEP_SECONDS as u32,
+            day_seconds: DAY_SECONDS,
             values: values[..values.len() - PASSED].to_vec(),
             notes: Default::default(),
         },
         key: values,
         memory: None,
+        horizon,
     });
     let limits = Limits {
-        horizon,
         threads,
         replays: usize::MAX,
     };

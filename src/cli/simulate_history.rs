@@ -54,14 +54,14 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
     let keys: Vec<Key> = (0..args.vms * METRICS)
         .map(|i| Key {
             machine: format!("vm-{}", i / METRICS),
-            metric: Metric::ALL[i % METRICS],
+            metric: Metric::MACHINE[i % METRICS],
         })
         .collect();
     let failed = |e: node::Error| Failure::new(e.to_string());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .map_err(|e| Failure::new(format!("start a runtime: {e}")))?;
-    let kept = Kept::open(&args.file, args.days as u32).map_err(failed)?;
+    let kept = Kept::open(&args.file, STEP_SECONDS as u32, args.days as u32).map_err(failed)?;
 
     let started = Instant::now();
     // One point more than whole days: it closes the last of them.
@@ -75,7 +75,8 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
             .iter()
             .enumerate()
             .map(|(i, key)| (key.clone(), value(i)));
-        let append = kept.append(point as i64 * STEP_SECONDS, samples.collect());
+        let at = point as i64 * STEP_SECONDS;
+        let append = kept.append(at, at, samples.collect());
         runtime.block_on(append).map_err(failed)?;
     }
     let write_seconds = started.elapsed().as_secs_f64();
@@ -87,7 +88,7 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
         step: STEP_SECONDS as u32,
     };
     let mut samples = 0;
-    for series in kept.walk(always).map_err(failed)? {
+    for series in kept.walk(always, |_| true).map_err(failed)? {
         samples += series.map_err(failed)?.1.len() as u64;
     }
     let bytes = kept.bytes().map_err(failed)?;

@@ -11,6 +11,13 @@
 //! nodes = 4                         # the most at a site
 //! hour = 2.0                        # the most that a site's nodes may cost in an hour
 //!
+//! [planning]                        # without it no plan is made
+//! mode = "advise"
+//!
+//! [[planning.source]]               # beside what nodes say of themselves
+//! of = "nodes"
+//! prometheus = "http://127.0.0.1:9090"
+//!
 //! [[site]]                          # where nodes may be made
 //! name = "west"
 //! address = "10.9.2.1"              # on which nodes of this host listen
@@ -21,6 +28,7 @@ use crate::planner::Mode;
 use crate::provision::Backoff;
 use node::{Error, ErrorKind, Result};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -148,6 +156,10 @@ pub struct PlanningConfig {
     pub return_home: bool,
     /// What seeding may take to sites that are not configured, in MiB a second.
     pub bandwidth_mib: u64,
+    /// Days of history that are kept; 30 of 10,000 VMs take a gigabyte.
+    pub history_days: u32,
+    /// Whoever measures the fleet beside its nodes.
+    pub source: Vec<SourceConfig>,
     /// Series that come from files in place of what nodes say.
     pub series: Vec<SeriesConfig>,
 }
@@ -162,8 +174,56 @@ impl Default for PlanningConfig {
             calendar: None,
             return_home: true,
             bandwidth_mib: 100,
+            history_days: 30,
+            source: Vec::new(),
             series: Vec::new(),
         }
+    }
+}
+
+/// What a source measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Measured {
+    /// The nodes' hosts: node_exporter's metrics.
+    Nodes,
+    /// VMs: the libvirt exporter's metrics.
+    Vms,
+}
+
+/// A source of history: a Prometheus, or CSV files.
+///
+/// ```toml
+/// [[planning.source]]
+/// of = "vms"
+/// prometheus = "http://127.0.0.1:9090"
+/// names = { web-data = "web" }      # the VM whose disk the volume is, if not of the same name
+/// ```
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    /// What it measures.
+    pub of: Measured,
+    /// The address of a Prometheus, plain HTTP.
+    pub prometheus: Option<String>,
+    /// Tables of machines, which whoever measures them writes on.
+    #[serde(default)]
+    pub csv: Vec<PathBuf>,
+    /// Its names by ours: instances by node, or domains by volume.
+    #[serde(default)]
+    pub names: BTreeMap<String, String>,
+}
+
+impl SourceConfig {
+    /// Refuse what names no source, or two.
+    fn check(&self) -> Result<()> {
+        if self.prometheus.is_some() == self.csv.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Invalid,
+            "planning: a source is either prometheus = \"http://HOST:PORT\" or csv = [\"FILE\", ...]",
+        ))
     }
 }
 
@@ -259,6 +319,12 @@ impl Config {
                     p.period_seconds, p.day_seconds
                 ));
             }
+            if p.history_days == 0 {
+                return invalid("planning: history_days = 0: keep at least one day".into());
+            }
+            for source in &p.source {
+                source.check()?;
+            }
             if let Some(s) = p
                 .series
                 .iter()
@@ -318,6 +384,7 @@ mod tests {
         refused("[[site]]\nname = \"../x\"", "letters");
         refused("[[site]]\nname = \"a\"\n[[site]]\nname = \"a\"", "twice");
         refused("[provision]\nstate = \"10.0.0.1:1\"", "loopback");
+        refused("[[planning.source]]\nof = \"vms\"", "either prometheus");
     }
 
     #[test]

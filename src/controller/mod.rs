@@ -26,8 +26,11 @@ mod reconcile;
 mod records;
 mod registry;
 mod server;
+mod traffic;
 
-pub use config::{Config, PlanningConfig, ProvisionConfig, SeriesConfig, SiteConfig};
+pub use config::{
+    Config, Measured, PlanningConfig, ProvisionConfig, SeriesConfig, SiteConfig, SourceConfig,
+};
 pub use nodes::{Call, GrpcNodes, Nodes, Request, consistency};
 pub use server::serve;
 
@@ -82,7 +85,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 live: Mutex::default(),
                 arrival: Notify::new(),
                 events: broadcast::Sender::new(FOLLOWER_BACKLOG),
-                planning: planning::Planning::new(config),
+                planning: planning::Planning::open(config)?,
                 provisioning: OnceLock::new(),
             }),
         };

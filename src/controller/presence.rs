@@ -3,11 +3,12 @@
 
 use super::heat::Heat;
 use super::records::Happening;
+use super::traffic::Traffic;
 use super::{Controller, Nodes};
 use crate::fleet::{NodeView, Volume};
 use crate::store::{Store, Transaction};
 use node::{NodeName, Result};
-use proto::v1::{self, HeartbeatRequest, NodeMetrics, PeerLatency, VolumeReport};
+use proto::v1::{self, HeartbeatRequest, IoCounters, NodeMetrics, PeerLatency, VolumeReport};
 use std::collections::HashMap;
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ pub(super) struct Presence {
     said: RwLock<HashMap<NodeName, Said>>,
     /// What guests write where.
     pub heat: Heat,
+    /// What owners send to replicas.
+    pub traffic: Traffic,
 }
 
 struct Said {
@@ -52,6 +55,7 @@ impl Presence {
     /// Take a heartbeat. True if the node was not known to be there.
     pub fn heard(&self, name: NodeName, beat: HeartbeatRequest) -> bool {
         self.heat.add(&beat.trails, Instant::now());
+        self.traffic.add(&beat.volumes);
         let said = Said {
             at: Instant::now(),
             volumes: beat.volumes,
@@ -93,6 +97,13 @@ impl Presence {
         let s = said.get(node)?;
         let report = s.volumes.iter().find(|v| v.name == volume)?;
         Some((report.clone(), s.at.elapsed()))
+    }
+
+    /// What a node that answers counted of a volume's requests.
+    pub fn io(&self, node: &NodeName, volume: &str) -> Option<IoCounters> {
+        let said = self.read();
+        let s = said.get(node).filter(|s| s.at.elapsed() < SILENT)?;
+        s.volumes.iter().find(|v| v.name == volume)?.io
     }
 
     /// A node that is gone for good is not missed.

@@ -1,15 +1,22 @@
-//! Forerun's own history: a file of this host that grows at its end and is cut at its beginning.
+//! Forerun's own history: a file of this host that grows at its end and is cut where it is farthest
+//! from now.
 //!
 //! ```text
+//! grid     the seconds between samples, for the life of the file
 //! names    series ─► number
 //! frames   time ─► the samples of all series at that time      one row of today, every five minutes
-//! days     (day, group of series) ─► their samples of that day   written once, when the day is over
+//! days     (day, group of series) ─► their samples of that day   written when the day is over
 //! ```
 //!
 //! A frame is cheap to append and a day is cheap to read: when the first frame of a new day comes, the
-//! frames before it are turned into blocks of some series each, and days that are older than wanted
+//! frames before it are turned into blocks of some series each, and days that are more than wanted
 //! are dropped, all in one transaction. A controller that is killed meanwhile finds the frames and
-//! does it again. A series' number is never used for another.
+//! does it again. A series' number is never used for another. A day is 288 samples, however far apart.
+//!
+//! Clocks go wrong, and a history must outlive that. Samples of times that this host's clock has not
+//! reached are refused. If the clock itself is wrong for a while, what is dropped is the day that is
+//! farthest from it, one for each day that ends, and not all that looks old; once it is right again
+//! samples are taken as before, and those of the wrong time are the first to go.
 
 use super::code;
 use super::{Histories, Key, Metric, Source, Span};
@@ -18,16 +25,15 @@ use node::{Error, ErrorKind, Result};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+const GRID: TableDefinition<'_, (), u32> = TableDefinition::new("grid");
 const NAMES: TableDefinition<'_, &str, u32> = TableDefinition::new("names");
 const FRAMES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("frames");
 const DAYS: TableDefinition<'_, (u32, u32), &[u8]> = TableDefinition::new("days");
 
-/// Seconds between frames. Samples that come at other times belong to the nearest.
-const STEP: u64 = 300;
-const DAY: u64 = 86_400;
-const POINTS: usize = (DAY / STEP) as usize;
+/// Samples of a series in a day.
+const POINTS: usize = 288;
 /// Series in a block: enough for zstd to find likenesses, few enough to read one without the others.
 const GROUP: usize = 64;
 
@@ -40,57 +46,79 @@ pub struct Kept {
 struct Inner {
     database: Database,
     path: PathBuf,
-    days: u64,
+    step: u64,
+    days: usize,
     numbers: Mutex<HashMap<Key, u32>>,
 }
 
 impl Kept {
-    /// Opens the file, or makes it; `days` before today are kept.
+    /// Opens the file, or makes it, with a sample every `step` seconds; `days` before today are kept.
     ///
     /// # Errors
-    /// The file cannot be opened, or is no history.
-    pub fn open(path: &Path, days: u32) -> Result<Kept> {
+    /// The file cannot be opened, is no history, or one with samples at another distance.
+    pub fn open(path: &Path, step: u32, days: u32) -> Result<Kept> {
         let opened = Database::create(path).map_err(redb::Error::from);
         let database = opened.map_err(|e| failed(path, e))?;
-        let inner = Inner {
+        let mut inner = Inner {
             database,
             path: path.to_owned(),
-            days: u64::from(days),
+            step: u64::from(step.max(1)),
+            days: days as usize,
             numbers: Mutex::default(),
         };
-        let numbers = inner.make_tables().map_err(|e| failed(path, e))?;
-        *inner.numbers.lock().unwrap_or_else(PoisonError::into_inner) = numbers;
+        let (kept, numbers) = inner.make_tables().map_err(|e| failed(path, e))?;
+        if kept != inner.step {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "use the history {}: it has a sample every {kept} s and every {step} s is asked \
+                     for; ask for {kept}, or move the file away to begin anew",
+                    path.display()
+                ),
+            ));
+        }
+        inner.numbers = Mutex::new(numbers);
         Ok(Kept {
             inner: Arc::new(inner),
         })
     }
 
-    /// Adds the samples of one time. A second frame of the same five minutes replaces the first; one
-    /// that is older than the last whole day changes nothing: that day is written.
+    /// Adds the samples of one time, which this host's clock must have reached. They are added to what
+    /// is known of that time; of two samples of a series the second counts.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub async fn append(&self, at: i64, samples: Vec<(Key, f64)>) -> Result<()> {
-        self.blocking(move |inner| inner.append(at, &samples)).await
+    /// The time is ahead of the clock or before 1970, or the file cannot be written.
+    pub async fn append(&self, at: i64, clock: i64, samples: Vec<(Key, f64)>) -> Result<()> {
+        self.blocking(move |inner| inner.append(at, clock, &samples))
+            .await
     }
 
-    /// Every series with samples in the span, a few read at a time: a whole fleet's history does not fit
-    /// into memory. Blocks on the disk.
+    /// The newest time at or before `clock` of which anything is known, and the newest of all.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn walk(
+    pub async fn newest(&self, clock: i64) -> Result<(Option<i64>, Option<i64>)> {
+        self.blocking(move |inner| {
+            let (upto, any) = (inner.newest(clock)?, inner.newest(i64::MAX)?);
+            Ok((upto, any))
+        })
+        .await
+    }
+
+    /// Every series that is wanted, with its samples in the span, a few read at a time: a whole fleet's
+    /// history does not fit into memory. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn walk<F: Fn(&Key) -> bool>(
         &self,
         span: Span,
-    ) -> Result<impl Iterator<Item = Result<(Key, Vec<Sample>)>> + Send> {
-        let today = self.inner.open_frames()?;
-        let numbers = self
-            .inner
-            .numbers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        is_wanted: F,
+    ) -> Result<impl Iterator<Item = Result<(Key, Vec<Sample>)>> + Send + use<F>> {
+        let today = self.inner.open_frames(span)?;
+        let numbers = self.inner.numbers();
         let mut keys = vec![None; numbers.len()];
-        for (key, number) in numbers.iter() {
+        for (key, number) in numbers.iter().filter(|(key, _)| is_wanted(key)) {
             if let Some(place) = keys.get_mut(*number as usize) {
                 *place = Some(key.clone());
             }
@@ -139,7 +167,8 @@ impl Kept {
 impl Source for Kept {
     async fn histories(&self, span: Span) -> Result<Histories> {
         let kept = self.clone();
-        self.blocking(move |_| kept.walk(span)?.collect()).await
+        self.blocking(move |_| kept.walk(span, |_| true)?.collect())
+            .await
     }
 }
 
@@ -171,13 +200,27 @@ type Rows = Vec<(u64, Result<Vec<u16>>)>;
 /// The blocks of a day: for each group of series its codes, one series after another.
 type Blocks = Vec<Vec<u16>>;
 
+/// What a transaction came to: the database's own failures apart from what was found in it.
+type Found<T> = Result<Result<T>, redb::Error>;
+
 impl Inner {
-    fn make_tables(&self) -> Result<HashMap<Key, u32>, redb::Error> {
+    fn numbers(&self) -> MutexGuard<'_, HashMap<Key, u32>> {
+        self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn make_tables(&self) -> Result<(u64, HashMap<Key, u32>), redb::Error> {
         let write = self.database.begin_write()?;
         let mut numbers = HashMap::new();
+        let step;
         {
             write.open_table(FRAMES)?;
             write.open_table(DAYS)?;
+            let mut grid = write.open_table(GRID)?;
+            let known = grid.get(())?.map(|step| step.value());
+            step = known.map_or(self.step, u64::from);
+            if known.is_none() {
+                grid.insert((), self.step as u32)?;
+            }
             for entry in write.open_table(NAMES)?.iter()? {
                 let (name, number) = entry?;
                 if let Some(key) = key(name.value()) {
@@ -186,19 +229,33 @@ impl Inner {
             }
         }
         write.commit()?;
-        Ok(numbers)
+        Ok((step, numbers))
     }
 
-    fn append(&self, at: i64, samples: &[(Key, f64)]) -> Result<()> {
-        let failed = |e: redb::Error| failed(&self.path, e);
+    /// The nearest point of the grid.
+    fn point(&self, at: i64) -> Result<u64> {
         let Ok(at) = u64::try_from(at) else {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 format!("keep samples of {at} seconds before 1970: set the clock"),
             ));
         };
-        let point = (at + STEP / 2) / STEP;
-        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok((at + self.step / 2) / self.step)
+    }
+
+    fn append(&self, at: i64, clock: i64, samples: &[(Key, f64)]) -> Result<()> {
+        let point = self.point(at)?;
+        let ahead = at.saturating_sub(clock);
+        if ahead > self.step as i64 {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "keep samples of a time that comes in {ahead} s: the clock of whoever measured \
+                     them is ahead of this host's; set one of them"
+                ),
+            ));
+        }
+        let mut numbers = self.numbers();
         let mut fresh = HashMap::new();
         let mut codes = vec![code::MISSING; numbers.len()];
         for (key, value) in samples {
@@ -210,42 +267,61 @@ impl Inner {
             codes.resize(codes.len().max(number + 1), code::MISSING);
             codes[number] = code::encode(*value);
         }
-        let mut frame = (codes.len() as u32).to_le_bytes().to_vec();
-        frame.extend(code::pack(&codes)?);
-        let written = (|| -> Result<Result<()>, redb::Error> {
-            let write = self.database.begin_write()?;
-            {
-                let mut names = write.open_table(NAMES)?;
-                for (key, number) in &fresh {
-                    names.insert(name(key).as_str(), number)?;
-                }
-                let mut frames = write.open_table(FRAMES)?;
-                let mut days = write.open_table(DAYS)?;
-                let today = point / POINTS as u64;
-                let closed = days.last()?.map(|(key, _)| u64::from(key.value().0));
-                if closed.is_some_and(|closed| today <= closed) {
-                    return Ok(Ok(()));
-                }
-                if let Err(e) = self.close_days(today, &mut frames, &mut days)? {
-                    return Ok(Err(e));
-                }
-                frames.insert(point, frame.as_slice())?;
-            }
-            write.commit()?;
-            Ok(Ok(()))
-        })();
-        written.map_err(failed)??;
+        let now = self.point(clock)? / POINTS as u64;
+        let written = self.write(point, now, codes, &fresh);
+        written.map_err(|e| failed(&self.path, e))??;
         numbers.extend(fresh);
         Ok(())
     }
 
-    /// Turns the frames of days before `today` into blocks, and drops what is older than wanted.
+    fn write(
+        &self,
+        point: u64,
+        now: u64,
+        mut codes: Vec<u16>,
+        fresh: &HashMap<Key, u32>,
+    ) -> Found<()> {
+        let write = self.database.begin_write()?;
+        {
+            let mut names = write.open_table(NAMES)?;
+            for (key, number) in fresh {
+                names.insert(name(key).as_str(), number)?;
+            }
+            let mut frames = write.open_table(FRAMES)?;
+            let mut days = write.open_table(DAYS)?;
+            let today = point / POINTS as u64;
+            if let Err(e) = self.close_days(today, now, &mut frames, &mut days)? {
+                return Ok(Err(e));
+            }
+            let known = frames.get(point)?.map(|frame| self.frame(frame.value()));
+            match known.transpose() {
+                Ok(known) => {
+                    let known = known.unwrap_or_default();
+                    codes.resize(codes.len().max(known.len()), code::MISSING);
+                    overlay(&mut codes, &known);
+                }
+                Err(e) => return Ok(Err(e)),
+            }
+            let mut frame = (codes.len() as u32).to_le_bytes().to_vec();
+            match code::pack(&codes) {
+                Ok(packed) => frame.extend(packed),
+                Err(e) => return Ok(Err(e)),
+            }
+            frames.insert(point, frame.as_slice())?;
+        }
+        write.commit()?;
+        Ok(Ok(()))
+    }
+
+    /// Turns the frames of days before `today` into blocks, and drops the days farthest from `now` of
+    /// which there are more than wanted.
     fn close_days(
         &self,
         today: u64,
+        now: u64,
         frames: &mut redb::Table<'_, u64, &'static [u8]>,
         days: &mut redb::Table<'_, (u32, u32), &'static [u8]>,
-    ) -> Result<Result<()>, redb::Error> {
+    ) -> Found<()> {
         let begin = today * POINTS as u64;
         let mut open: BTreeMap<u64, Blocks> = BTreeMap::new();
         for entry in frames.range(..begin)? {
@@ -267,22 +343,73 @@ impl Inner {
                 }
             }
         }
-        for (day, blocks) in &open {
+        if open.is_empty() {
+            return Ok(Ok(()));
+        }
+        for (day, blocks) in &mut open {
             for (group, block) in blocks
-                .iter()
+                .iter_mut()
                 .enumerate()
                 .filter(|(_, block)| !block.is_empty())
             {
-                match code::pack(block) {
-                    Ok(packed) => days.insert((*day as u32, group as u32), packed.as_slice())?,
+                let place = (*day as u32, group as u32);
+                let packed = (days.get(place)?)
+                    .map(|before| code::unpack(before.value(), GROUP * POINTS))
+                    .transpose()
+                    .and_then(|before| {
+                        overlay(block, &before.unwrap_or_default());
+                        code::pack(block)
+                    });
+                match packed {
+                    Ok(packed) => days.insert(place, packed.as_slice())?,
                     Err(e) => return Ok(Err(e)),
                 };
             }
         }
         frames.retain_in(..begin, |_, _| false)?;
-        let oldest = today.saturating_sub(self.days) as u32;
-        days.retain_in(..(oldest, 0), |_, _| false)?;
-        Ok(Ok(()))
+        loop {
+            let known = whole_days(days)?;
+            if known.len() <= self.days {
+                return Ok(Ok(()));
+            }
+            let farthest = known
+                .into_iter()
+                .max_by_key(|day| u64::from(*day).abs_diff(now));
+            let Some(day) = farthest else {
+                return Ok(Ok(()));
+            };
+            days.retain_in((day, 0)..=(day, u32::MAX), |_, _| false)?;
+        }
+    }
+
+    fn newest(&self, clock: i64) -> Result<Option<i64>> {
+        let upto = clock.max(0) as u64 / self.step;
+        let read = (|| -> Found<Option<u64>> {
+            let read = self.database.begin_read()?;
+            let frames = read.open_table(FRAMES)?;
+            if let Some((point, _)) = frames.range(..=upto)?.next_back().transpose()? {
+                return Ok(Ok(Some(point.value())));
+            }
+            let days = read.open_table(DAYS)?;
+            let day = (upto / POINTS as u64).min(u64::from(u32::MAX)) as u32;
+            let Some((last, _)) = days.range(..=(day, u32::MAX))?.next_back().transpose()? else {
+                return Ok(Ok(None));
+            };
+            let day = last.value().0;
+            let mut newest = None;
+            for entry in days.range((day, 0)..=(day, u32::MAX))? {
+                let block = match code::unpack(entry?.1.value(), GROUP * POINTS) {
+                    Ok(block) => block,
+                    Err(e) => return Ok(Err(e)),
+                };
+                let known = (0..block.len()).filter(|i| block[*i] != code::MISSING);
+                let points = known.map(|i| u64::from(day) * POINTS as u64 + (i % POINTS) as u64);
+                newest = newest.max(points.filter(|point| *point <= upto).max());
+            }
+            Ok(Ok(newest))
+        })();
+        let newest = read.map_err(|e| failed(&self.path, e))??;
+        Ok(newest.map(|point| (point * self.step) as i64))
     }
 
     fn frame(&self, frame: &[u8]) -> Result<Vec<u16>> {
@@ -291,11 +418,13 @@ impl Inner {
         code::unpack(packed, u32::from_le_bytes(*count) as usize)
     }
 
-    /// Today's frames.
-    fn open_frames(&self) -> Result<Vec<(u64, Vec<u16>)>> {
+    /// The frames of the span that are in no block yet.
+    fn open_frames(&self, span: Span) -> Result<Vec<(u64, Vec<u16>)>> {
+        let from = span.from.max(0) as u64 / self.step;
+        let to = span.to.max(0) as u64 / self.step;
         let read = (|| -> Result<Rows, redb::Error> {
             let frames = self.database.begin_read()?.open_table(FRAMES)?;
-            let each = frames.iter()?.map(|entry| {
+            let each = frames.range(from..=to.max(from))?.map(|entry| {
                 let (point, frame) = entry?;
                 Ok((point.value(), self.frame(frame.value())))
             });
@@ -310,14 +439,17 @@ impl Inner {
 
     /// The blocks of one group that may hold samples of the span, with the day of each.
     fn blocks(&self, group: u32, span: Span) -> Result<Vec<(u64, Vec<u16>)>> {
+        let day = |at: i64| {
+            let day = at.max(0) as u64 / (self.step * POINTS as u64);
+            day.min(u64::from(u32::MAX)) as u32
+        };
         let read = (|| -> Result<Rows, redb::Error> {
             let days = self.database.begin_read()?.open_table(DAYS)?;
             let (Some(first), Some(last)) = (days.first()?, days.last()?) else {
                 return Ok(Vec::new());
             };
-            let asked = |at: i64| (at.max(0) as u64 / DAY).min(u64::from(u32::MAX)) as u32;
-            let first = first.0.value().0.max(asked(span.from));
-            let last = last.0.value().0.min(asked(span.to));
+            let first = first.0.value().0.max(day(span.from));
+            let last = last.0.value().0.min(day(span.to));
             let mut found = Vec::new();
             for day in first..=last {
                 if let Some(block) = days.get((day, group))? {
@@ -334,6 +466,29 @@ impl Inner {
     }
 }
 
+/// The days of which there are blocks.
+fn whole_days(days: &redb::Table<'_, (u32, u32), &'static [u8]>) -> Result<Vec<u32>, redb::Error> {
+    let mut known = Vec::new();
+    let mut next = Some(0);
+    while let Some(from) = next {
+        let Some((first, _)) = days.range((from, 0)..)?.next().transpose()? else {
+            break;
+        };
+        known.push(first.value().0);
+        next = first.value().0.checked_add(1);
+    }
+    Ok(known)
+}
+
+/// Fills what is missing with what was known before.
+fn overlay(codes: &mut [u16], before: &[u16]) {
+    for (code, before) in codes.iter_mut().zip(before) {
+        if *code == code::MISSING {
+            *code = *before;
+        }
+    }
+}
+
 /// Reads a history group by group.
 struct Walk {
     inner: Arc<Inner>,
@@ -347,15 +502,22 @@ struct Walk {
 impl Walk {
     fn read_group(&mut self) -> Result<()> {
         let group = self.next / GROUP;
-        let blocks = self.inner.blocks(group as u32, self.span)?;
         let upto = self.keys.len().min((group + 1) * GROUP);
-        let span = self.span;
+        if self.keys[self.next..upto].iter().all(Option::is_none) {
+            self.next = upto;
+            return Ok(());
+        }
+        let blocks = self.inner.blocks(group as u32, self.span)?;
+        let (span, step) = (self.span, self.inner.step);
         let sample = |point: u64, code: u16| {
-            let at = (point * STEP) as i64;
+            let at = (point * step) as i64;
             let value = code::decode(code).filter(|_| (span.from..=span.to).contains(&at))?;
             Some((at, value))
         };
         for series in self.next..upto {
+            if self.keys[series].is_none() {
+                continue;
+            }
             let row = (series % GROUP) * POINTS;
             let old = blocks.iter().flat_map(|(day, codes)| {
                 let first = day * POINTS as u64;
@@ -363,10 +525,14 @@ impl Walk {
             });
             let new =
                 (self.today.iter()).filter_map(|(point, codes)| Some((*point, codes.get(series)?)));
-            let samples: Vec<Sample> = old
+            let mut samples: Vec<Sample> = old
                 .chain(new)
                 .filter_map(|(point, code)| sample(point, *code))
                 .collect();
+            if !samples.is_sorted_by_key(|sample| sample.0) {
+                // a clock that was set back adds to a day that was over
+                samples.sort_by_key(|sample| sample.0);
+            }
             if let Some(key) = self.keys[series].take().filter(|_| !samples.is_empty()) {
                 self.ready.push_back((key, samples));
             }
@@ -420,7 +586,7 @@ mod tests {
 
     fn samples(machines: usize, point: i64) -> Vec<(Key, f64)> {
         let all = (0..machines).flat_map(|machine| {
-            Metric::ALL.map(|metric| {
+            Metric::MACHINE.map(|metric| {
                 let key = Key {
                     machine: format!("vm-{machine}"),
                     metric,
@@ -442,9 +608,8 @@ mod tests {
 
     async fn fill(kept: &Kept, machines: usize, points: std::ops::Range<i64>) {
         for point in points {
-            kept.append(point * 300 + point % 7, samples(machines, point))
-                .await
-                .unwrap();
+            let at = point * 300 + point % 7;
+            kept.append(at, at, samples(machines, point)).await.unwrap();
         }
     }
 
@@ -452,10 +617,10 @@ mod tests {
     async fn every_sample_comes_back_across_days_and_a_new_start() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("history");
-        let kept = Kept::open(&path, 30).unwrap();
+        let kept = Kept::open(&path, 300, 30).unwrap();
         fill(&kept, 3, 0..500).await;
         drop(kept);
-        let kept = Kept::open(&path, 30).unwrap();
+        let kept = Kept::open(&path, 300, 30).unwrap();
         fill(&kept, 12, 500..600).await;
         let found = kept.histories(ALWAYS).await.unwrap();
         assert_eq!(found.len(), 12 * 6);
@@ -483,18 +648,94 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn days_that_are_too_old_are_dropped_and_a_clock_set_back_rewrites_nothing() {
+    async fn days_that_are_too_old_are_dropped_and_a_clock_set_back_adds_to_a_day_that_was_over() {
         let dir = tempfile::tempdir().unwrap();
-        let kept = Kept::open(&dir.path().join("history"), 2).unwrap();
+        let kept = Kept::open(&dir.path().join("history"), 300, 2).unwrap();
         fill(&kept, 1, 0..5 * 288 + 10).await;
-        kept.append(3 * 86_400, samples(1, 7)).await.unwrap();
-        kept.append(-5, samples(1, 7)).await.unwrap_err();
+        let now = 5 * 86_400 + 3000;
+        let new = Key {
+            machine: "new".into(),
+            metric: Metric::Cpu,
+        };
+        kept.append(4 * 86_400 + 600, now, vec![(new.clone(), 1.0)])
+            .await
+            .unwrap();
+        kept.append(-5, now, samples(1, 7)).await.unwrap_err();
         let found = kept.histories(ALWAYS).await.unwrap();
-        for history in found.values() {
+        assert_eq!(found[&new], [(4 * 86_400 + 600, 1.0)]);
+        for history in found.iter().filter(|h| *h.0 != new).map(|h| h.1) {
             assert_eq!(history[0].0, 3 * 86_400, "two whole days before today");
             assert_eq!(history.len(), 2 * 288 + 10);
             assert!(history.is_sorted_by_key(|sample| sample.0));
         }
+        // the next day closes what was added to the former one, and nothing of it is lost
+        fill(&kept, 1, 6 * 288..6 * 288 + 1).await;
+        let found = kept.histories(ALWAYS).await.unwrap();
+        let (at, value) = found[&new][0];
+        assert_eq!((at, value), (4 * 86_400 + 600, 1.0));
+        let other = found.iter().find(|h| *h.0 != new).unwrap().1;
+        assert_eq!(other.len(), 288 + 10 + 1, "days 4 and 5, and a new one");
+    }
+
+    /// A node, or a Prometheus, whose clock was years ahead sent a sample; all days were older than
+    /// wanted then, and were dropped.
+    #[tokio::test]
+    async fn a_sample_of_a_time_to_come_is_refused_and_costs_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = Kept::open(&dir.path().join("history"), 300, 3).unwrap();
+        fill(&kept, 1, 0..2 * 288 + 10).await;
+        let before = kept.histories(ALWAYS).await.unwrap();
+        let now = 2 * 86_400 + 3000;
+        let e = kept
+            .append(now + 9 * 365 * 86_400, now, samples(1, 7))
+            .await
+            .unwrap_err();
+        assert!(e.to_string().contains("ahead of this host's"), "{e}");
+        assert_eq!(kept.histories(ALWAYS).await.unwrap(), before);
+    }
+
+    /// The host's own clock was nine years ahead for a while, and then right again.
+    #[tokio::test]
+    async fn a_clock_that_was_ahead_costs_one_day_for_each_that_it_was_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = Kept::open(&dir.path().join("history"), 300, 3).unwrap();
+        fill(&kept, 1, 0..3 * 288 + 100).await;
+        let wrong = 9 * 365 * 288;
+        fill(&kept, 1, wrong..wrong + 5).await;
+        let now = (3 * 288 + 110) * 300;
+        assert_eq!(
+            kept.newest(now).await.unwrap(),
+            (Some((3 * 288 + 99) * 300), Some((wrong + 4) * 300))
+        );
+        fill(&kept, 1, 3 * 288 + 110..4 * 288 + 20).await;
+        let upto = Span {
+            to: (4 * 288 + 20) * 300,
+            ..ALWAYS
+        };
+        for history in kept.histories(upto).await.unwrap().values() {
+            assert_eq!(
+                history[0].0, 86_400,
+                "the first day made room for the third"
+            );
+            assert_eq!(history.len(), 3 * 288 + 20 - 10, "ten samples are missing");
+        }
+        // a whole day of a wrong time is the first to go once the clock is right
+        fill(&kept, 1, 2 * wrong..2 * wrong + 1).await;
+        fill(&kept, 1, 4 * 288 + 20..6 * 288 + 1).await;
+        for history in kept.histories(ALWAYS).await.unwrap().values() {
+            let mut days: Vec<i64> = history.iter().map(|sample| sample.0 / 86_400).collect();
+            days.dedup();
+            assert_eq!(days, [3, 4, 5, 6, 2 * wrong / 288]);
+        }
+    }
+
+    #[tokio::test]
+    async fn another_distance_of_samples_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("history");
+        drop(Kept::open(&path, 300, 30).unwrap());
+        let e = Kept::open(&path, 60, 30).err().unwrap();
+        assert!(e.to_string().contains("every 300 s"), "{e}");
     }
 
     /// 10,000 VMs with six metrics for thirty days are 518 million samples, and 2 GiB are 4.1 bytes for
@@ -502,7 +743,7 @@ mod tests {
     #[tokio::test]
     async fn a_sample_takes_less_than_four_bytes() {
         let dir = tempfile::tempdir().unwrap();
-        let kept = Kept::open(&dir.path().join("history"), 30).unwrap();
+        let kept = Kept::open(&dir.path().join("history"), 300, 30).unwrap();
         let (machines, days) = (200, 4);
         fill(&kept, machines, 0..days * 288 + 1).await;
         let each = kept.bytes().unwrap() as f64 / (machines as i64 * 6 * days * 288) as f64;

@@ -1,55 +1,75 @@
-//! Where histories come from: effects at the edge, so that `predict` stays pure.
+//! Where histories come from and what is remembered of them: effects at the edge, so that `predict`
+//! stays pure.
 //!
 //! ```text
 //! CSV files ──┐
 //! Prometheus ─┼─► Source ─► (machine, metric) with samples ─► predict::Series ─► predict::cycle
-//! kept ───────┘
-//!   ▲
-//!   └── one frame of all series every five minutes
+//! kept ───────┘                                                                    │      ▲
+//!   ▲                                                                              ▼      │
+//!   └── one frame of all series every five minutes                                 learned
 //! ```
 //!
 //! [`Kept`] is Forerun's own history: months of a fleet in one file of this host. The other two are
-//! for fleets that are measured already.
+//! for fleets that are measured already. [`Learned`] is what forecasts learned of each series.
 
 mod code;
 mod files;
 mod kept;
+mod learned;
 mod prometheus;
 
 pub use files::CsvFiles;
 pub use kept::Kept;
+pub use learned::Learned;
 pub use prometheus::{Exporter, Prometheus};
 
 use crate::predict::Sample;
 use node::Result;
 use std::collections::BTreeMap;
 
-/// What is measured of every machine.
+/// What is measured of machines and of volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Metric {
     /// Cores busy.
     Cpu,
     /// Bytes of memory in use.
     Memory,
-    /// Bytes read from disks in a second.
+    /// Bytes read from disks in a second; from a volume, those that guests read.
     DiskRead,
-    /// Bytes written to disks in a second.
+    /// Bytes written to disks in a second; to a volume, those that guests wrote.
     DiskWrite,
     /// Bytes received in a second.
     NetworkIn,
     /// Bytes sent in a second.
     NetworkOut,
+    /// Reads of guests in a second.
+    Reads,
+    /// Writes of guests in a second.
+    Writes,
+    /// Bytes of a volume's extents that became dirty in a second.
+    Dirtied,
+    /// Bytes sent in a second to a volume's replicas.
+    Replicated,
 }
 
 impl Metric {
-    /// All of them.
-    pub const ALL: [Metric; 6] = [
+    /// What is measured of a machine.
+    pub const MACHINE: [Metric; 6] = [
         Metric::Cpu,
         Metric::Memory,
         Metric::DiskRead,
         Metric::DiskWrite,
         Metric::NetworkIn,
         Metric::NetworkOut,
+    ];
+    /// What is measured of a volume.
+    pub const VOLUME: [Metric; 6] = [
+        Metric::Reads,
+        Metric::Writes,
+        Metric::DiskRead,
+        Metric::DiskWrite,
+        Metric::Dirtied,
+        Metric::Replicated,
     ];
 
     /// Its name in keys and columns.
@@ -62,18 +82,23 @@ impl Metric {
             Metric::DiskWrite => "disk-write",
             Metric::NetworkIn => "network-in",
             Metric::NetworkOut => "network-out",
+            Metric::Reads => "reads",
+            Metric::Writes => "writes",
+            Metric::Dirtied => "dirtied",
+            Metric::Replicated => "replicated",
         }
     }
 
     fn from_name(name: &str) -> Option<Metric> {
-        Metric::ALL.into_iter().find(|metric| metric.name() == name)
+        let mut all = Metric::MACHINE.into_iter().chain(Metric::VOLUME);
+        all.find(|metric| metric.name() == name)
     }
 }
 
 /// Which series.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
-    /// The machine: a VM's domain, or a node.
+    /// The machine: a VM's domain, a node, or a volume.
     pub machine: String,
     /// What of it.
     pub metric: Metric,

@@ -45,10 +45,14 @@ impl Exporter {
     }
 
     /// What to ask for a metric. Rates are over twice the step, so that one lost scrape leaves no hole.
-    fn query(self, metric: Metric, step: u32) -> String {
+    /// Nothing for what no exporter knows.
+    fn query(self, metric: Metric, step: u32) -> Option<String> {
         let by = self.label();
         let rate = |counter: &str| format!("sum by ({by}) (rate({counter}[{}s]))", 2 * step);
-        match (self, metric) {
+        Some(match (self, metric) {
+            (_, Metric::Reads | Metric::Writes | Metric::Dirtied | Metric::Replicated) => {
+                return None;
+            }
             (Exporter::Node, Metric::Cpu) => rate("node_cpu_seconds_total{mode!~\"idle|iowait\"}"),
             (Exporter::Node, Metric::Memory) => format!(
                 "sum by ({by}) (node_memory_MemTotal_bytes - node_memory_MemAvailable_bytes)"
@@ -77,7 +81,7 @@ impl Exporter {
             (Exporter::Libvirt, Metric::NetworkOut) => {
                 rate("libvirt_domain_interface_stats_transmit_bytes_total")
             }
-        }
+        })
     }
 }
 
@@ -194,8 +198,10 @@ impl Source for Prometheus {
         let mut found = Histories::new();
         while from <= to {
             let upto = to.min(from + (POINTS_MAX - 1) * step);
-            for metric in Metric::ALL {
-                let query = self.exporter.query(metric, span.step.max(1));
+            for metric in Metric::MACHINE {
+                let Some(query) = self.exporter.query(metric, span.step.max(1)) else {
+                    continue;
+                };
                 let part = Span {
                     from,
                     to: upto,

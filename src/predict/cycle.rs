@@ -12,7 +12,7 @@
 //! A series without memory ought to be replayed first, which costs as much as a hundred forecasts. A
 //! controller that meets a whole fleet on its first day cannot pay that in one cycle: at most
 //! [`Limits::replays`] series are replayed, and the others are forecast by all experts alike until a
-//! later cycle has time for them.
+//! later cycle has time for them. So is a series of which its memory has missed more than a day.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,6 +31,8 @@ pub struct Task<K> {
     pub history: Series,
     /// What was kept of it by the last cycle; it is not believed if it was about another horizon.
     pub memory: Option<Memory>,
+    /// Steps ahead.
+    pub horizon: usize,
 }
 
 /// What a cycle found out about a series.
@@ -51,8 +53,6 @@ pub struct Foresight<K> {
 /// What a cycle may cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Steps ahead.
-    pub horizon: usize,
     /// Threads that forecast.
     pub threads: NonZeroUsize,
     /// Series that may be replayed because they have no memory.
@@ -87,16 +87,18 @@ fn foresee<K>(task: Task<K>, place: usize, limits: Limits, replays: &AtomicUsize
         key,
         history,
         memory,
+        horizon,
     } = task;
     let scene = Scene::of(&history);
     let now = history.values.len();
     let mut memory = memory
-        .filter(|memory| memory.horizon() == limits.horizon)
-        .unwrap_or_else(|| Memory::new(limits.horizon));
-    let replay = !memory.is_replayed() && replays.fetch_add(1, Ordering::Relaxed) < limits.replays;
+        .filter(|memory| memory.horizon() == horizon)
+        .unwrap_or_else(|| Memory::new(horizon));
+    let is_due = !memory.is_replayed() || memory.missed(&scene, now) > scene.day as i64;
+    let replay = is_due && replays.fetch_add(1, Ordering::Relaxed) < limits.replays;
     if replay {
         // Each series at another phase, so that not all of them issue in the same cycle.
-        memory = Memory::new(limits.horizon);
+        memory = Memory::new(horizon);
         memory.replay(&scene, now, REPLAY_DAYS * scene.day, place % ISSUE_EVERY);
     }
     let issued = memory.keep_up(&scene, now);
@@ -131,9 +133,9 @@ mod tests {
             key,
             history: series(key, length),
             memory: memories.get(&key).cloned(),
+            horizon: 12,
         });
         let limits = Limits {
-            horizon: 12,
             threads: NonZeroUsize::new(threads).unwrap(),
             replays,
         };
@@ -171,6 +173,19 @@ mod tests {
             run(length, 15, 2, &mut memories);
             assert_eq!(replayed(&memories), expected);
         }
+    }
+
+    #[test]
+    fn a_series_whose_memory_missed_more_than_a_day_is_replayed_if_there_is_time() {
+        let mut memories = BTreeMap::new();
+        run(600, 1000, 2, &mut memories);
+        let mut fresh = BTreeMap::new();
+        run(900, 1000, 2, &mut fresh);
+        let mut late = memories.clone();
+        run(900, 0, 2, &mut late);
+        assert_ne!(late, fresh, "no time: what it had learned is kept");
+        run(900, 1000, 2, &mut memories);
+        assert_eq!(memories, fresh);
     }
 
     #[test]

@@ -138,6 +138,12 @@ impl Memory {
         self.replayed
     }
 
+    /// Samples before `now` that it has not looked at.
+    #[must_use]
+    pub fn missed(&self, scene: &Scene<'_>, now: usize) -> i64 {
+        (scene.origin + now as i64).saturating_sub(self.settled_to)
+    }
+
     /// Judges what is known by `now`, then issues a forecast to be judged later.
     pub fn advance(&mut self, scene: &Scene<'_>, now: usize) {
         self.settle(scene, now);

@@ -11,19 +11,13 @@ pub const REPLAY_DAYS: usize = 10;
 /// Forecasts the next `horizon` points of a series.
 #[must_use]
 pub fn forecast(series: &Series, horizon: usize) -> Forecast {
-    at(&series.values, series.day(), horizon)
+    from_nothing(Memory::new(horizon), &series.values, series.day())
 }
 
 /// The same with the fitted experts.
 #[must_use]
 pub fn forecast_fitted(series: &Series, horizon: usize) -> Forecast {
     from_nothing(Memory::fitted(horizon), &series.values, series.day())
-}
-
-/// Forecasts what follows `values`, with `day` samples in a day.
-#[must_use]
-pub fn at(values: &[f64], day: usize, horizon: usize) -> Forecast {
-    from_nothing(Memory::new(horizon), values, day)
 }
 
 fn from_nothing(mut memory: Memory, values: &[f64], day: usize) -> Forecast {

@@ -19,6 +19,8 @@ use std::fmt;
 /// One sample: seconds since 1970, and the value.
 pub type Sample = (i64, f64);
 
+/// Seconds in a day.
+pub const DAY_SECONDS: u32 = 86_400;
 /// A gap longer than this ends what came before it: its habits are not today's.
 const LONGEST_GAP_SECONDS: i64 = 7 * 86_400;
 /// Points on a grid: ten years of five minutes. A median step of a second between gaps of days would
@@ -36,6 +38,8 @@ pub struct Series {
     pub start: i64,
     /// The grid.
     pub step_seconds: u32,
+    /// How long a day is: shorter where recorded load is played faster than it was.
+    pub day_seconds: u32,
     /// One value for each point.
     pub values: Vec<f64>,
     /// What had to be repaired.
@@ -101,6 +105,33 @@ impl std::error::Error for SeriesError {}
 impl Series {
     /// Lays samples on a grid whose step is their median distance.
     pub fn from_samples(samples: &[Sample]) -> Result<Self, SeriesError> {
+        Self::lay(samples, median_step)
+    }
+
+    /// Lays samples on a grid of `step` seconds that ends at `until`: what was not measured lately is
+    /// taken to have stayed as it was. A history that ended more than a week before says nothing.
+    pub fn up_to(samples: &[Sample], step: u32, until: i64) -> Result<Self, SeriesError> {
+        let mut series = Self::lay(samples, |_| Some(i64::from(step)))?;
+        let length = series.values.len() as i64;
+        let missing = (until - series.start).div_euclid(i64::from(step)) + 1 - length;
+        if missing.saturating_mul(i64::from(step)) > LONGEST_GAP_SECONDS {
+            return Err(SeriesError::TooShort {
+                have: 0,
+                before_gap: samples.len(),
+            });
+        }
+        if let (Some(last), Ok(missing)) = (series.values.last().copied(), usize::try_from(missing))
+        {
+            series.notes.filled += missing;
+            series.values.extend(std::iter::repeat_n(last, missing));
+        }
+        Ok(series)
+    }
+
+    fn lay(
+        samples: &[Sample],
+        step_of: impl Fn(&[Sample]) -> Option<i64>,
+    ) -> Result<Self, SeriesError> {
         if samples.is_empty() {
             return Err(SeriesError::Empty);
         }
@@ -127,7 +158,7 @@ impl Series {
             .rposition(|pair| pair[1].0.saturating_sub(pair[0].0) > LONGEST_GAP_SECONDS);
         notes.before_gap = last_gap.map_or(0, |at| at + 1);
         let mut recent = &sorted[notes.before_gap..];
-        let step = median_step(recent).ok_or(SeriesError::TooShort {
+        let step = step_of(recent).ok_or(SeriesError::TooShort {
             have: 1,
             before_gap: notes.before_gap,
         })?;
@@ -165,6 +196,7 @@ impl Series {
         Ok(Self {
             start,
             step_seconds: step as u32,
+            day_seconds: DAY_SECONDS,
             values,
             notes,
         })
@@ -180,7 +212,7 @@ impl Series {
     /// Points in a day, at least one.
     #[must_use]
     pub fn day(&self) -> usize {
-        (86_400 / self.step_seconds as usize).max(1)
+        ((self.day_seconds / self.step_seconds) as usize).max(1)
     }
 }
 
@@ -270,9 +302,9 @@ mod tests {
                 if history.values.len() > 20_000 {
                     continue;
                 }
-                let task = cycle::Task { key: (), history, memory: memory.take() };
+                let task = cycle::Task { key: (), history, memory: memory.take(), horizon: 5 };
                 let kept = std::sync::Mutex::new(None);
-                let limits = cycle::Limits { horizon: 5, threads: std::num::NonZeroUsize::MIN, replays: 1 };
+                let limits = cycle::Limits { threads: std::num::NonZeroUsize::MIN, replays: 1 };
                 cycle::cycle(std::iter::once(task), limits, |found| *kept.lock().unwrap() = Some(found));
                 let found = kept.into_inner().unwrap().unwrap();
                 prop_assert!(found.forecast.steps.iter().flatten().all(|q| q.is_finite()));
@@ -294,6 +326,25 @@ mod tests {
         );
         assert_eq!(series.values, (0..20).map(f64::from).collect::<Vec<_>>());
         assert_eq!(series.notes, Notes::default());
+    }
+
+    #[test]
+    fn what_was_not_measured_lately_stayed_as_it_was_for_a_week() {
+        let series = Series::up_to(&steady(20), 300, 1000 + 25 * 300).unwrap();
+        assert_eq!((series.values.len(), series.notes.filled), (26, 6));
+        assert_eq!(series.values[19..], [19.0; 7]);
+        // every second sample is missing, and the grid stays what it is
+        let half: Vec<_> = steady(40).into_iter().step_by(2).collect();
+        let series = Series::up_to(&half, 300, half[19].0).unwrap();
+        assert_eq!((series.values.len(), series.step_seconds), (39, 300));
+        let week = LONGEST_GAP_SECONDS + 600;
+        let ended = Series::up_to(&steady(20), 300, 1000 + 19 * 300 + week);
+        assert!(matches!(ended, Err(SeriesError::TooShort { .. })));
+        // a clock set back: what came after it stays
+        assert_eq!(
+            Series::up_to(&steady(20), 300, 1000).unwrap().values.len(),
+            20
+        );
     }
 
     #[test]

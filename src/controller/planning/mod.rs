@@ -2,20 +2,21 @@
 //! mode says so, carry it out.
 //!
 //! ```text
-//! heartbeats ─► sample ─► history ─► forecast ─┐
+//! heartbeats, sources ─► history ─► forecast ──┐
 //! calendar (file, API) ────────────────────────┼─► planner::plan ─► one transaction: plan,
 //! prices, policy (files, read anew) ───────────┤                    commitments, predictions
 //! nodes, volumes, copies ──────────────────────┘                              │
 //!                            grow, replica add, cutover, retire ◄── carry ◄───┘ auto only
 //! ```
 //!
-//! What is begun is read from the commitments and not from the plan that made them: a controller
-//! that dies after the transaction finds them and goes on.
+//! The history, and what forecasts learned from it, are files beside the store: a controller that is
+//! killed makes the same plan when it is there again. What is begun is read from the commitments and not from
+//! the plan that made them: a controller that dies after the transaction finds them and goes on.
 
 mod away;
 mod book;
 mod carry;
-mod history;
+mod ingest;
 mod outlook;
 mod review;
 mod service;
@@ -25,17 +26,17 @@ use super::config::{Config, PlanningConfig, SiteConfig};
 use super::provisioning::read_prices;
 use super::records::Happening;
 use super::{Controller, Nodes, unix_ms};
+use crate::history::{Kept, Learned};
 use crate::planner::{
-    Action, Calendar, Commitments, Input, Mode, Plan, Policy, Prices, Seconds, UnixTime, plan,
+    Action, Calendar, Commitments, Input, Mode, Plan, Policy, Prices, UnixTime, plan,
 };
 use crate::store::{Store, Transaction};
 use book::Began;
-use history::{History, Metric, Totals};
 use node::{Error, ErrorKind, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// The planning of one controller.
@@ -45,15 +46,21 @@ pub(super) struct Planning {
     prices: Option<std::path::PathBuf>,
     /// The most nodes at a site; none can be made where provisioning is not configured.
     nodes_at_site: usize,
+    kept: Kept,
+    learned: Arc<Learned>,
+    sources: Vec<ingest::Told>,
     seen: Mutex<Seen>,
     /// One cycle at a time: the timer's and one that somebody asked for.
     cycle: tokio::sync::Mutex<()>,
 }
 
 /// What was observed, lost with the controller.
+#[derive(Default)]
 struct Seen {
-    history: History,
-    totals: Totals,
+    ingested: ingest::Ingested,
+    clock_trouble: Option<String>,
+    /// What nodes used lately, as shares of the scarcer thing; read from the history in each cycle.
+    loads: BTreeMap<String, Vec<(UnixTime, f64)>>,
     /// Since when a subject has been calm, and a provisioned node empty.
     idle_since: BTreeMap<String, UnixTime>,
     empty_since: BTreeMap<String, UnixTime>,
@@ -67,6 +74,8 @@ pub(super) struct Planned {
     pub plan: Plan,
     /// Fallbacks, each in a sentence.
     pub notes: Vec<String>,
+    /// What the volumes of each subject need where they go.
+    pub needs: BTreeMap<String, Vec<outlook::Stated>>,
     /// What stands since earlier plans.
     pub commitments: BTreeMap<String, Began>,
 }
@@ -91,23 +100,37 @@ fn read<T>(
 }
 
 impl Planning {
-    pub fn new(config: &Config) -> Option<Planning> {
-        let planning = config.planning.clone()?;
-        let period = Seconds(planning.period_seconds);
-        Some(Planning {
+    /// With its history, in the controller's data directory. None where the configuration has no
+    /// planning.
+    pub fn open(config: &Config) -> Result<Option<Planning>> {
+        let Some(planning) = config.planning.clone() else {
+            return Ok(None);
+        };
+        let step = u32::try_from(planning.period_seconds).unwrap_or(u32::MAX);
+        // a day of the history's file has 288 samples
+        let days = u64::from(planning.history_days) * planning.day_seconds;
+        let days = days.div_ceil(288 * planning.period_seconds);
+        let sources = planning.source.iter().map(ingest::Told::new);
+        Ok(Some(Planning {
             sites: config.site.clone(),
             prices: config.prices.clone(),
             nodes_at_site: config.provision.as_ref().map_or(0, |p| p.nodes),
-            seen: Mutex::new(Seen {
-                history: History::new(period),
-                totals: Totals::default(),
-                idle_since: BTreeMap::new(),
-                empty_since: BTreeMap::new(),
-                trouble: String::new(),
-            }),
+            kept: Kept::open(
+                &config.data.join("history.redb"),
+                step,
+                u32::try_from(days).unwrap_or(u32::MAX),
+            )?,
+            learned: Arc::new(Learned::open(&config.data.join("forecasts.redb"))?),
+            sources: sources.collect::<Result<_>>()?,
+            seen: Mutex::default(),
             config: planning,
             cycle: tokio::sync::Mutex::default(),
-        })
+        }))
+    }
+
+    /// How far back the history goes.
+    fn kept_seconds(&self) -> i64 {
+        (u64::from(self.config.history_days) * self.config.day_seconds) as i64
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -183,10 +206,11 @@ impl<S: Store, N: Nodes> Controller<S, N> {
     pub(super) async fn cycle(&self, mode: Option<Mode>) -> Result<Planned> {
         let planning = self.planning()?;
         let _one = planning.cycle.lock().await;
-        self.sample(planning).await?;
+        let notes = self.ingest(planning).await?;
         let mut rules = planning.rules(self.calendar_events().await?)?;
         rules.policy.mode = mode.unwrap_or(rules.policy.mode);
-        let mut planned = self.plan_by(planning, &rules).await?;
+        let mut planned = self.plan_by(planning, &rules, true).await?;
+        planned.notes.extend(notes);
         let acts = rules.policy.mode == Mode::Auto;
         self.write_down(planning, &rules, &mut planned, acts)
             .await?;
@@ -200,17 +224,17 @@ impl<S: Store, N: Nodes> Controller<S, N> {
     pub(super) async fn plan_only(&self) -> Result<Planned> {
         let planning = self.planning()?;
         let _one = planning.cycle.lock().await;
-        self.sample(planning).await?;
         let rules = planning.rules(self.calendar_events().await?)?;
-        let mut planned = self.plan_by(planning, &rules).await?;
+        let mut planned = self.plan_by(planning, &rules, false).await?;
         // what it would begin is in its decisions; here stands what was begun
         planned.commitments = self.began().await?;
         Ok(planned)
     }
 
-    async fn plan_by(&self, planning: &Planning, rules: &Rules) -> Result<Planned> {
+    /// A plan; with `learn`, forecasts learn from what has happened since the last one.
+    async fn plan_by(&self, planning: &Planning, rules: &Rules, learn: bool) -> Result<Planned> {
         let began = self.began().await?;
-        let view = self.view(planning, rules, &began).await?;
+        let view = self.view(planning, rules, &began, learn).await?;
         let mut kept = Commitments::default();
         for (subject, b) in &began {
             kept.open(subject, b.commitment());
@@ -229,6 +253,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         Ok(Planned {
             plan,
             notes: view.notes,
+            needs: view.needs,
             commitments,
         })
     }
@@ -309,3 +334,6 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

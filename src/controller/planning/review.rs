@@ -1,7 +1,7 @@
 //! How right past decisions were: each is kept with its probability until its time has passed, and
 //! then with what happened.
 
-use super::{Controller, Metric, Nodes, Planned, Planning, Rules, book, now};
+use super::{Controller, Nodes, Planned, Planning, Rules, book, now};
 use crate::planner::{Decision, EventKind, Outcome, Outlook, Review, Score, Seconds, UnixTime};
 use crate::store::{Store, Transaction};
 use node::{Error, ErrorKind, Result};
@@ -80,7 +80,10 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         // what cannot be found out any more says nothing
         all.retain(|p| p.happened.is_some() || p.until > at.0);
         for d in &planned.plan.decisions {
-            if let Some(score) = best(d) {
+            // a cycle that is run again says nothing new
+            let period = planning.config.period_seconds;
+            let is_said = |p: &Prediction| p.subject == d.subject && p.at / period == at.0 / period;
+            if let Some(score) = best(d).filter(|_| !all.iter().any(is_said)) {
                 let horizon = score.lead + Seconds(rules.policy.cycle_seconds);
                 all.push(Prediction {
                     at: at.0,
@@ -122,10 +125,10 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             return Ok(Some(true));
         }
         let seen = planning.seen();
-        let most = [Metric::Cpu, Metric::Memory]
-            .into_iter()
-            .filter_map(|m| seen.history.max_between(m, &p.subject, from, to));
-        Ok(most.reduce(f64::max).map(|most| most > CAPACITY))
+        let loads = seen.loads.get(&p.subject).into_iter().flatten();
+        let inside = loads.filter(|(at, _)| (from..=to).contains(at));
+        let most = inside.map(|(_, share)| *share).reduce(f64::max);
+        Ok(most.map(|most| most > CAPACITY))
     }
 
     pub(super) async fn reviewed(&self) -> Result<Reviewed> {

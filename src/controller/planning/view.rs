@@ -4,26 +4,27 @@
 //! plan moved away from it and that will come back.
 
 use super::book::Began;
-use super::{Metric, Planning, Rules, now, outlook};
+use super::outlook::{self, Demand, Home, Past, Stated};
+use super::{Planning, Rules, now};
 use crate::controller::places::lacking;
 use crate::controller::provisioning::Sites;
 use crate::controller::{Controller, Nodes, places};
 use crate::fleet::{Status, Volume};
 use crate::planner::{
     Ask, Bandwidth, Bytes, Calendar, Distribution, EventKind, Held, Money, Need, NodeView, Prices,
-    Seconds, SiteView, Subject, UnixTime, Windows,
+    Seconds, SiteView, Subject, UnixTime,
 };
-use crate::predict::csv;
+use crate::predict::requirement::Resource;
+use crate::predict::{Series, csv};
 use crate::store::Store;
 use node::{Error, ErrorKind, NodeName, Result};
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 
 /// Demand below this share of its limit is calm.
 const CALM: f64 = 0.9;
 /// The quantile of predicted utilisation by which a target is judged.
 const UTILISATION_QUANTILE: f64 = 0.9;
-/// Samples that say how much is written: an hour of five minutes.
-const LATELY: usize = 12;
 /// All that a node has.
 const CAPACITY: f64 = 1.0;
 
@@ -32,77 +33,18 @@ pub(super) struct View {
     pub subjects: Vec<Subject>,
     pub sites: Vec<SiteView>,
     pub nodes: Vec<NodeView>,
+    /// What is needed where they go, by subject.
+    pub needs: BTreeMap<String, Vec<Stated>>,
     pub notes: Vec<String>,
 }
 
-/// What is forecast of one node: the scarcer of its processors and its memory.
-struct Demand {
-    windows: Windows,
-    cpu: Windows,
-    memory: Windows,
-    calm: bool,
-    /// Bytes a second that guests make dirty in its volumes.
-    dirtied: f64,
-}
-
 impl<S: Store, N: Nodes> Controller<S, N> {
-    /// Take one sample of everything that nodes said.
-    pub(super) async fn sample(&self, planning: &Planning) -> Result<()> {
-        let at = now();
-        let nodes = self.inner.records.nodes().await?;
-        let volumes = self.inner.records.volumes().await?;
-        let mut seen = planning.seen();
-        let seen = &mut *seen;
-        for n in &nodes {
-            let Some(word) = self.inner.presence.word(&n.name).filter(|w| w.alive) else {
-                continue;
-            };
-            let (m, name) = (word.metrics, n.name.as_str());
-            let memory = 1.0 - m.memory_available_bytes as f64 / m.memory_total_bytes as f64;
-            let cpu = f64::from(m.cpu_permille) / 1000.0;
-            for (metric, word, said) in [
-                (Metric::Cpu, "cpu", cpu),
-                (Metric::Memory, "memory", memory),
-            ] {
-                let from_file = planning
-                    .series(name, word)
-                    .and_then(std::result::Result::ok);
-                let value = from_file.and_then(|v| v.last().copied()).unwrap_or(said);
-                seen.history.add(metric, name, at, value);
-            }
-            let network = m
-                .network_received_bytes
-                .saturating_add(m.network_sent_bytes);
-            for (metric, total) in [
-                (Metric::DiskRead, m.disk_read_bytes),
-                (Metric::DiskWrite, m.disk_written_bytes),
-                (Metric::Network, network),
-            ] {
-                if let Some(rate) = seen.totals.rate(metric, name, at, total) {
-                    seen.history.add(metric, name, at, rate);
-                }
-            }
-        }
-        for v in &volumes {
-            let said = self.inner.presence.report(&v.owner, v.name.as_str());
-            let written = said
-                .and_then(|(r, _)| r.io)
-                .map_or(0, |io| io.written_bytes);
-            let dirtied = self.inner.presence.heat.dirtied(&v.name);
-            for (metric, total) in [(Metric::Written, written), (Metric::Dirtied, dirtied)] {
-                if let Some(rate) = seen.totals.rate(metric, v.name.as_str(), at, total) {
-                    seen.history.add(metric, v.name.as_str(), at, rate);
-                }
-            }
-        }
-        Ok(())
-    }
-
     pub(super) async fn view(
         &self,
         planning: &Planning,
         rules: &Rules,
         began: &BTreeMap<String, Began>,
+        learn: bool,
     ) -> Result<View> {
         let volumes = self.inner.records.volumes().await?;
         let away = self.away().await?;
@@ -115,7 +57,17 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 .map_or(v.owner.as_str(), |a| &a.home);
             at_home.entry(home.to_owned()).or_default().push(v);
         }
-        let mut demands = self.demands(planning, rules, &nodes, &mut notes).await?;
+        let homes = self.homes(planning, &nodes, &at_home, &mut notes);
+        let mut demands = Self::demands(planning, rules, homes, learn).await?;
+        notes.extend(demands.values().flat_map(|d| d.notes.clone()));
+        let quantile = rules.policy.shape_quantile;
+        let needs = (demands.iter())
+            .filter(|(_, d)| !d.needs.is_empty())
+            .map(|(home, d)| (home.clone(), d.stated(quantile)));
+        let needs = needs.collect();
+        planning.seen().loads = (demands.iter_mut())
+            .map(|(home, d)| (home.clone(), std::mem::take(&mut d.recent)))
+            .collect();
         let hold = Seconds(rules.policy.expected_hold_seconds);
         for n in &mut nodes {
             let demand = demands.get(&n.name);
@@ -133,8 +85,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             };
             let demand = demands.remove(home);
             let idle = self.idle_since(planning, rules, home, mine, demand.as_ref());
-            let mut demand = demand.unwrap_or_else(Demand::unknown);
-            demand.dirtied = self.dirty_rate(planning, mine);
+            let demand = demand.unwrap_or_default();
             subjects.push(
                 self.subject(node, mine, demand, idle, &nodes, rules)
                     .await?,
@@ -147,69 +98,90 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             subjects,
             sites,
             nodes,
+            needs,
             notes,
         })
     }
 
-    /// What is forecast of every node. Forecasts take milliseconds each, so they are made beside what
-    /// answers nodes and people.
-    async fn demands(
+    /// Every node with what its forecast is made of.
+    fn homes(
         &self,
         planning: &Planning,
-        rules: &Rules,
         nodes: &[NodeView],
+        at_home: &BTreeMap<String, Vec<&Volume>>,
         notes: &mut Vec<String>,
-    ) -> Result<BTreeMap<String, Demand>> {
-        let period = Seconds(planning.config.period_seconds);
-        let day = Seconds(planning.config.day_seconds);
-        let limit = CAPACITY * rules.policy.utilisation_limit;
-        let mut past = Vec::new();
+    ) -> Vec<Home> {
+        let mut homes = Vec::new();
         for n in nodes {
-            let mut of = |metric: Metric, word: &str| match planning.series(&n.name, word) {
-                Some(Ok(values)) => values,
-                Some(Err(e)) => {
+            let mut file = |word: &str| match planning.series(&n.name, word)? {
+                Ok(series) => Some(series),
+                Err(e) => {
                     let name = &n.name;
                     notes.push(format!(
                         "node {name}, {word}: {e}; what the node says counts"
                     ));
-                    planning.seen().history.values(metric, name)
+                    None
                 }
-                None => planning.seen().history.values(metric, &n.name),
             };
-            let cpu = of(Metric::Cpu, "cpu");
-            let memory = of(Metric::Memory, "memory");
-            past.push((n.name.clone(), cpu, memory));
+            let files = [file("cpu"), file("memory")];
+            let volumes: Vec<String> = (at_home.get(&n.name).into_iter().flatten())
+                .map(|v| v.name.to_string())
+                .collect();
+            let vm_of = |v: &String| {
+                let mut sources = planning.sources.iter();
+                sources.find_map(|s| s.vm_of(v).map(str::to_owned))
+            };
+            let vms: Option<Vec<String>> = volumes.iter().map(vm_of).collect();
+            let word = (n.name.parse().ok()).and_then(|name| self.inner.presence.word(&name));
+            homes.push(Home {
+                node: n.name.clone(),
+                capacity: word
+                    .map(|w| {
+                        [
+                            f64::from(w.metrics.cpus),
+                            w.metrics.memory_total_bytes as f64,
+                        ]
+                    })
+                    .filter(|c| c.iter().all(|c| *c > 0.0)),
+                vms: vms.unwrap_or_default(),
+                volumes,
+                files,
+            });
         }
-        let forecast = tokio::task::spawn_blocking(move || {
-            let of = |(name, cpu, memory): (String, Vec<f64>, Vec<f64>)| {
-                let (demand, notes) = Demand::of(&name, &cpu, &memory, period, day, limit);
-                (name, demand, notes)
+        homes
+    }
+
+    /// What is forecast of every node, made beside what answers nodes and people.
+    async fn demands(
+        planning: &Planning,
+        rules: &Rules,
+        homes: Vec<Home>,
+        learn: bool,
+    ) -> Result<BTreeMap<String, Demand>> {
+        let (kept, learned) = (planning.kept.clone(), planning.learned.clone());
+        let period = Seconds(planning.config.period_seconds);
+        let day = Seconds(planning.config.day_seconds);
+        let span = planning.kept_seconds();
+        let limit = CAPACITY * rules.policy.utilisation_limit;
+        let at = now();
+        let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let looked = tokio::task::spawn_blocking(move || {
+            let past = Past {
+                kept: &kept,
+                learned: &learned,
+                period,
+                day,
+                span,
+                limit,
             };
-            past.into_iter().map(of).collect::<Vec<_>>()
+            outlook::look(&past, &homes, at, threads, learn)
         });
-        let forecast = forecast.await.map_err(|e| {
+        looked.await.map_err(|e| {
             Error::new(
                 ErrorKind::Broken,
                 format!("forecast the nodes' demand: {e}"),
             )
-        })?;
-        let mut demands = BTreeMap::new();
-        for (name, demand, why) in forecast {
-            demands.insert(name, demand);
-            notes.extend(why);
-        }
-        Ok(demands)
-    }
-
-    /// Bytes a second that guests made dirty lately, in all of these volumes.
-    fn dirty_rate(&self, planning: &Planning, mine: &[&Volume]) -> f64 {
-        let seen = planning.seen();
-        let of = |v: &&Volume| {
-            let all = seen.history.values(Metric::Dirtied, v.name.as_str());
-            let lately = &all[all.len().saturating_sub(LATELY)..];
-            lately.iter().sum::<f64>() / lately.len().max(1) as f64
-        };
-        mine.iter().map(of).sum()
+        })?
     }
 
     /// Since when a node has been calm, with all of its volumes at home and no maintenance near.
@@ -230,7 +202,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             now(),
             Seconds(rules.policy.cycle_seconds),
         );
-        if all_here && !closed && demand.is_some_and(|d| d.calm) {
+        if all_here && !closed && demand.is_some_and(|d| is_calm(d, rules)) {
             Some(*seen.idle_since.entry(home.to_owned()).or_insert_with(now))
         } else {
             seen.idle_since.remove(home);
@@ -255,14 +227,18 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             .map(|w| w.metrics)
             .unwrap_or_default();
         let hold = Seconds(rules.policy.expected_hold_seconds);
-        let scaled = |w: &Windows, whole: f64| {
-            let max = w
-                .over(hold)
-                .cloned()
-                .unwrap_or(Distribution::certain(CAPACITY));
-            max.scaled(whole)
+        // of which nothing is known, all that there is may be needed
+        let needed = |resource: Resource, all: f64, unit: f64| {
+            let need = demand.needs.get(&resource).map(|n| &n.most);
+            need.map_or(Distribution::certain(CAPACITY * all), |n| {
+                n.scaled(1.0 / unit)
+            })
         };
         let memory_gib = Bytes(metrics.memory_total_bytes).gib();
+        let dirtied = demand
+            .needs
+            .get(&Resource::DirtyRate)
+            .map_or(0.0, |n| n.lately);
         let avoid: Vec<String> = nodes
             .iter()
             .filter(|n| maintenance(&rules.calendar, &n.name, Some(&n.site), now(), hold))
@@ -284,12 +260,12 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             site: node.site.clone(),
             capacity: CAPACITY,
             need: Need {
-                cpus: scaled(&demand.cpu, f64::from(metrics.cpus)),
-                memory_gib: scaled(&demand.memory, memory_gib),
+                cpus: needed(Resource::Cpu, f64::from(metrics.cpus), 1.0),
+                memory_gib: needed(Resource::Memory, memory_gib, f64::from(1 << 30)),
                 storage: mine.iter().map(|v| Bytes(v.size_bytes)).sum(),
             },
             windows: demand.windows,
-            dirty_rate: Bandwidth(demand.dirtied as u64),
+            dirty_rate: Bandwidth(dirtied as u64),
             moving: mine
                 .iter()
                 .map(|v| Ask {
@@ -396,61 +372,19 @@ impl<S: Store, N: Nodes> Controller<S, N> {
     }
 }
 
-impl Demand {
-    /// From what was measured, with what could not be forecast.
-    fn of(
-        name: &str,
-        cpu: &[f64],
-        memory: &[f64],
-        period: Seconds,
-        day: Seconds,
-        limit: f64,
-    ) -> (Demand, Vec<String>) {
-        let calm = |values: &[f64]| values.last().is_some_and(|v| *v <= CALM * limit);
-        let is_calm = calm(cpu) && calm(memory);
-        let mut notes = Vec::new();
-        let mut windows = |values: &[f64], word: &str| {
-            outlook::windows(values, period, day).unwrap_or_else(|why| {
-                notes.push(format!("node {name}, {word}: {why}: only events count"));
-                Windows::default()
-            })
-        };
-        let (cpu, memory) = (windows(cpu, "cpu"), windows(memory, "memory"));
-        let risk = |w: &Windows| {
-            let longest = w.lengths().last();
-            longest
-                .and_then(|l| w.over(l))
-                .map_or(0.0, |max| max.exceed(limit))
-        };
-        let scarcer = if risk(&memory) > risk(&cpu) {
-            &memory
-        } else {
-            &cpu
-        };
-        let demand = Demand {
-            windows: scarcer.clone(),
-            calm: is_calm,
-            dirtied: 0.0,
-            cpu,
-            memory,
-        };
-        (demand, notes)
-    }
-
-    fn unknown() -> Demand {
-        Demand {
-            windows: Windows::default(),
-            cpu: Windows::default(),
-            memory: Windows::default(),
-            calm: false,
-            dirtied: 0.0,
-        }
-    }
+/// Whether the newest of what a node uses is well below its limit.
+fn is_calm(demand: &Demand, rules: &Rules) -> bool {
+    let limit = CALM * CAPACITY * rules.policy.utilisation_limit;
+    demand.newest.iter().all(|n| n.is_some_and(|n| n <= limit))
 }
 
 impl Planning {
     /// A node's series from a file, if one is named for it.
-    fn series(&self, node: &str, metric: &str) -> Option<std::result::Result<Vec<f64>, String>> {
+    pub(super) fn series(
+        &self,
+        node: &str,
+        metric: &str,
+    ) -> Option<std::result::Result<Series, String>> {
         let named =
             |s: &&crate::controller::config::SeriesConfig| s.node == node && s.metric == metric;
         let source = self.config.series.iter().find(named)?;
@@ -460,9 +394,13 @@ impl Planning {
             let histories = csv::read(&text, source.column.as_deref())
                 .map_err(|e| format!("{}: {e}", source.csv.display()))?;
             let samples = histories.into_values().next().unwrap_or_default();
-            let series = crate::predict::Series::from_samples(&samples)
+            let mut series = Series::from_samples(&samples)
                 .map_err(|e| format!("{}: {e}", source.csv.display()))?;
-            Ok(series.values)
+            // a sample is a period, whatever its stamps say
+            let samples_a_day = self.config.day_seconds / self.config.period_seconds;
+            let day = samples_a_day.saturating_mul(series.step_seconds.into());
+            series.day_seconds = u32::try_from(day).unwrap_or(u32::MAX);
+            Ok(series)
         };
         Some(read())
     }

@@ -1,0 +1,263 @@
+//! Whole cycles of a controller in this process: its store and its history are files, its nodes have
+//! said something and are not there.
+
+use super::ingest::{of_node, of_volume};
+use super::*;
+use crate::controller::records::{put_node, put_volume};
+use crate::controller::{GrpcNodes, SiteConfig};
+use crate::fleet::{Node, Status, Volume};
+use crate::history::{Key, Metric};
+use crate::planner::{Outlook, Recommendation};
+use crate::store::Embedded;
+use proto::v1::{HeartbeatRequest, IoCounters, NodeMetrics, VolumeReport};
+
+const PERIOD: i64 = 300;
+const PRICES: &str = r#"
+version = "1"
+currency = "EUR"
+[sites.west]
+storage_gib_month = 0.1
+egress_gib = 0.0
+shapes = [
+  { name = "small", cpus = 1, memory_gib = 8, storage_gib = 100, hour = 0.1 },
+  { name = "medium", cpus = 2, memory_gib = 8, storage_gib = 100, hour = 0.2 },
+  { name = "large", cpus = 6, memory_gib = 8, storage_gib = 100, hour = 0.4 },
+  { name = "huge", cpus = 16, memory_gib = 64, storage_gib = 100, hour = 0.9 },
+]
+"#;
+
+struct Rig {
+    dir: tempfile::TempDir,
+    controller: Option<Controller<Embedded, GrpcNodes>>,
+}
+
+/// Points of five minutes since 1970, up to now.
+fn points_to_now() -> i64 {
+    now().0 as i64 / PERIOD
+}
+
+impl Rig {
+    /// With what was measured at each of the last `count` points before now, the newest one last.
+    async fn with(count: i64, samples: impl Fn(i64) -> Vec<(Key, f64)>) -> Rig {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("prices.toml"), PRICES).unwrap();
+        let kept = Kept::open(&dir.path().join("history.redb"), PERIOD as u32, 30).unwrap();
+        let last = points_to_now() - 1;
+        for i in 0..count {
+            let at = (last - count + 1 + i) * PERIOD;
+            kept.append(at, at, samples(i)).await.unwrap();
+        }
+        drop(kept);
+        let mut rig = Rig {
+            dir,
+            controller: None,
+        };
+        rig.start().await;
+        let site = |name: &str| Node {
+            name: name.parse().unwrap(),
+            site: "home".into(),
+            address: "127.0.0.1:1".into(),
+            replication_address: "127.0.0.1:2".into(),
+            nbd_address: "127.0.0.1:3".into(),
+            shape: None,
+            draining: false,
+        };
+        let volume = Volume {
+            name: "v".parse().unwrap(),
+            id: node::VolumeId([1; 16]),
+            size_bytes: 1 << 30,
+            image_path: None,
+            status: Status::Ready,
+            owner: "a".parse().unwrap(),
+            generation: 1,
+            replicas: Vec::new(),
+            forwarding_from: None,
+            operation: None,
+        };
+        let mut t = Transaction::default();
+        put_node(&mut t, &site("a")).unwrap();
+        put_volume(&mut t, &volume.name, Some(&volume)).unwrap();
+        rig.controller().commit(t, Vec::new()).await.unwrap();
+        rig
+    }
+
+    async fn start(&mut self) {
+        self.controller = None; // as SIGKILL does, the files are as they are
+        let config = Config {
+            data: self.dir.path().into(),
+            prices: Some(self.dir.path().join("prices.toml")),
+            planning: Some(PlanningConfig {
+                mode: Some(Mode::Advise),
+                ..PlanningConfig::default()
+            }),
+            site: vec![SiteConfig {
+                name: "west".into(),
+                address: [127, 0, 0, 1].into(),
+                netns: None,
+                controller: None,
+                latency_ms: 1.0,
+                bandwidth_mib: 100.0,
+                provision_seconds: 60,
+            }],
+            provision: Some(crate::controller::ProvisionConfig::default()),
+            ..Config::default()
+        };
+        let store = Embedded::open(&self.dir.path().join("store.redb")).unwrap();
+        let controller = Controller::start(store, GrpcNodes::default(), &config);
+        self.controller = Some(controller.await.unwrap());
+        self.hear(0);
+    }
+
+    fn controller(&self) -> &Controller<Embedded, GrpcNodes> {
+        self.controller.as_ref().unwrap()
+    }
+
+    /// A heartbeat of node a, that has counted so many reads of its volume.
+    fn hear(&self, reads: u64) {
+        let beat = HeartbeatRequest {
+            name: "a".into(),
+            metrics: Some(NodeMetrics {
+                cpus: 8,
+                cpu_permille: 100,
+                memory_total_bytes: 8 << 30,
+                memory_available_bytes: 6 << 30,
+                ..NodeMetrics::default()
+            }),
+            volumes: vec![VolumeReport {
+                name: "v".into(),
+                io: Some(IoCounters {
+                    reads,
+                    ..IoCounters::default()
+                }),
+                ..VolumeReport::default()
+            }],
+            ..HeartbeatRequest::default()
+        };
+        let presence = &self.controller().inner.presence;
+        presence.heard("a".parse().unwrap(), beat);
+    }
+
+    /// What is in the history of node a's processors.
+    fn cores(&self) -> Vec<(i64, f64)> {
+        let kept = &self.controller().planning().unwrap().kept;
+        let span = crate::history::Span {
+            from: 0,
+            to: i64::MAX,
+            step: PERIOD as u32,
+        };
+        let is_it = |key: &Key| key.machine == of_node("a") && key.metric == Metric::Cpu;
+        let mut found = kept.walk(span, is_it).unwrap();
+        found.next().map_or(Vec::new(), |found| found.unwrap().1)
+    }
+}
+
+fn sample(machine: String, metric: Metric, value: f64) -> (Key, f64) {
+    (Key { machine, metric }, value)
+}
+
+fn host(planned: &Planned) -> &Recommendation {
+    match &planned.plan.decisions[0].sites["west"] {
+        Outlook::Possible {
+            host: Some(host), ..
+        } => host,
+        other => panic!("no host at west: {other:?}"),
+    }
+}
+
+/// What a plan says, without when.
+fn said(planned: &Planned) -> serde_json::Value {
+    let mut said = serde_json::to_value(planned).unwrap();
+    said["at"] = serde_json::Value::Null;
+    said
+}
+
+#[tokio::test]
+async fn a_controller_that_is_killed_keeps_its_history_and_makes_the_same_plan() {
+    // a job of an hour takes nearly all of the processors each day, and now is half an hour before it
+    let mut rig = Rig::with(5 * 288 - 18, |i| {
+        let cores = if i % 288 >= 276 { 7.9 } else { 1.0 };
+        vec![
+            sample(of_node("a"), Metric::Cpu, cores),
+            sample(of_node("a"), Metric::Memory, f64::from(1 << 30)),
+        ]
+    })
+    .await;
+    loop {
+        let point = points_to_now();
+        let first = said(&rig.controller().cycle(None).await.unwrap());
+        let sampled = rig.cores();
+        assert!(sampled.len() as i64 >= 5 * 288 - 17, "{}", sampled.len());
+        // run again it adds nothing and says the same
+        let again = said(&rig.controller().cycle(None).await.unwrap());
+        rig.start().await;
+        let other = said(&rig.controller().cycle(None).await.unwrap());
+        let after = rig.cores();
+        if points_to_now() != point {
+            continue; // five minutes passed meanwhile
+        }
+        assert_eq!(again, first);
+        assert_eq!(other, first);
+        assert_eq!(after, sampled);
+        let line = first["decisions"][0]["line"].as_str().unwrap();
+        assert!(line.contains("load 0."), "{line}");
+        assert_eq!(first["notes"], serde_json::json!([]), "{first}");
+        let triggers = first["decisions"][0]["triggers"].to_string();
+        assert!(triggers.contains("utilisation"), "{first}");
+        return;
+    }
+}
+
+/// A guest reads four times as much as it did when its node's processors were last measured. What it
+/// needs elsewhere is known by regression only: its node's past says one core, and a small host.
+#[tokio::test]
+async fn the_recommended_shape_is_that_of_the_workload() {
+    let (all, unmeasured) = (1200, 300);
+    let rig = Rig::with(all, |i| {
+        let noise = ((i * 7919) % 1009) as f64 / 1009.0 - 0.5;
+        let rise = (i as f64 / 288.0 * std::f64::consts::TAU).sin();
+        let is_measured = i < all - unmeasured;
+        let reads = match is_measured {
+            true => 600.0 + 300.0 * rise,
+            false => 4000.0,
+        };
+        let mut samples = vec![
+            sample(of_volume("v"), Metric::Reads, reads),
+            sample(of_volume("v"), Metric::Writes, 5.0),
+            sample(of_volume("v"), Metric::DiskRead, reads * 4096.0),
+            sample(of_volume("v"), Metric::DiskWrite, 20_480.0),
+        ];
+        if is_measured {
+            let cores = 0.05 + reads / 1000.0 + 0.02 * noise;
+            samples.push(sample(of_node("a"), Metric::Cpu, cores));
+            samples.push(sample(of_node("a"), Metric::Memory, f64::from(1 << 30)));
+        }
+        samples
+    })
+    .await;
+    let planned = rig.controller().plan_only().await.unwrap();
+    let host = host(&planned);
+    assert_eq!(host.shape.name, "large", "{host:?}");
+    assert!((4.0..5.0).contains(&host.cpus), "{host:?}");
+    assert!((host.memory_gib - 1.0).abs() < 0.1, "{host:?}");
+    let cpu = planned.needs["a"].iter().find(|n| n.resource == "cpu");
+    let cpu = cpu.unwrap();
+    assert_eq!((cpu.from, cpu.quantile), ("workload", 0.95));
+    assert!((cpu.amount - host.cpus).abs() < 1e-9, "{cpu:?}");
+}
+
+#[tokio::test]
+async fn what_guests_do_comes_from_heartbeats_into_the_history_once_in_a_period() {
+    let rig = Rig::with(0, |_| Vec::new()).await;
+    let (controller, planning) = (rig.controller(), rig.controller().planning().unwrap());
+    controller.ingest(planning).await.unwrap();
+    let cores = rig.cores();
+    assert!(
+        (cores[0].1 - 0.8).abs() < 1e-3,
+        "a tenth of eight: {cores:?}"
+    );
+    assert_eq!(cores[0].0 % PERIOD, 0);
+    controller.ingest(planning).await.unwrap();
+    if rig.cores() != cores {
+        assert_eq!(rig.cores().len(), 2, "five minutes passed meanwhile");
+    }
+}
