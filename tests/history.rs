@@ -1,9 +1,10 @@
 //! A real Prometheus scrapes a small exporter that speaks as node_exporter and the libvirt exporter do,
 //! one of its counters restarts at zero meanwhile, and the history that comes out holds the rates that
-//! went in.
+//! went in. A controller that is configured with that Prometheus plans by it.
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // tests: a panic is the report
 
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -66,6 +67,90 @@ impl Drop for Stopped {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// A daemon of ours, and what it said when it was ready. Its stdout stays open: it would be killed by a
+/// closed pipe.
+fn daemon(args: &[&str]) -> (Stopped, serde_json::Value, BufReader<ChildStdout>) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_forerun"))
+        .args(args)
+        .args(["--output", "json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    let ready = serde_json::from_str(&line).unwrap();
+    (Stopped(child), ready, said)
+}
+
+/// A controller with this Prometheus for its nodes and its VMs, and one node with a volume.
+fn plans_by(url: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("controller.toml");
+    let text = format!(
+        "listen = \"127.0.0.1:0\"\ndata = {:?}\nprices = {:?}\n\
+         [planning]\nperiod_seconds = 2\nday_seconds = 576\nhistory_days = 1\n\
+         [[planning.source]]\nof = \"nodes\"\nprometheus = {url:?}\n\
+         [[planning.source]]\nof = \"vms\"\nprometheus = {url:?}\nnames = {{ disk = \"web\" }}\n",
+        dir.path().join("controller"),
+        dir.path().join("prices.toml"),
+    );
+    std::fs::write(&config, text).unwrap();
+    let prices = "version = \"1\"\ncurrency = \"EUR\"\n[sites]\n";
+    std::fs::write(dir.path().join("prices.toml"), prices).unwrap();
+    let (_controller, ready, _said) = daemon(&["controller", "--config", config.to_str().unwrap()]);
+    let at = ready["listening"].as_str().unwrap();
+    let node = dir.path().join("a.toml");
+    let text = format!(
+        "name = \"a\"\nsite = \"home\"\ndata = {:?}\ncontroller = {at:?}\n\
+         listen = \"127.0.0.1:0\"\nreplication = \"127.0.0.1:0\"\nnbd = \"127.0.0.1:0\"\n",
+        dir.path().join("a"),
+    );
+    std::fs::write(&node, text).unwrap();
+    let (_node, _, _said) = daemon(&["node", "--config", node.to_str().unwrap()]);
+    let run = |args: &[&str]| {
+        let out = Command::new(env!("CARGO_BIN_EXE_forerun"))
+            .args(args)
+            .args(["--controller", at, "--output", "json"])
+            .output()
+            .unwrap();
+        serde_json::from_slice::<serde_json::Value>(&out.stdout).map_err(|_| out)
+    };
+    let until = std::time::Instant::now() + Duration::from_secs(120);
+    let wait = |what: &str, found: &dyn Fn() -> bool| {
+        while !found() {
+            assert!(
+                std::time::Instant::now() < until,
+                "it does not happen that {what}"
+            );
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    };
+    wait("the node is there", &|| {
+        run(&["node-list"]).is_ok_and(|all| all[0]["alive"] == true)
+    });
+    let create = ["volume", "create", "disk", "--size", "8M", "--node", "a"];
+    let created = Command::new(env!("CARGO_BIN_EXE_forerun"))
+        .args(create)
+        .args(["--controller", at])
+        .stdout(Stdio::null())
+        .status();
+    assert!(created.unwrap().success());
+    // the host is busier than half a core, and has more memory in use: it is the VM that is meant
+    wait("the VM's half core is what its disk's host needs", &|| {
+        let plan = run(&["plan"]).unwrap_or_default();
+        let needs = plan["needs"]["a"].as_array().cloned().unwrap_or_default();
+        let need = |resource: &str| {
+            let found = needs.iter().find(|n| n["resource"] == resource);
+            found.and_then(|n| n["amount"].as_f64()).unwrap_or_default()
+        };
+        let memory = MEMORY / f64::from(1 << 30);
+        (need("cpu") / CORES - 1.0).abs() < 0.5 && (need("memory") / memory - 1.0).abs() < 0.1
+    });
+    let plan = run(&["plan"]).unwrap();
+    assert_eq!(plan["notes"].as_array().map(Vec::len), Some(0), "{plan}");
 }
 
 fn free_port() -> u16 {
@@ -162,4 +247,7 @@ async fn a_real_prometheus_gives_back_the_rates_that_its_exporters_told() {
             );
         }
     }
+    tokio::task::spawn_blocking(move || plans_by(&url))
+        .await
+        .unwrap();
 }
