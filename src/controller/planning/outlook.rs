@@ -528,7 +528,7 @@ fn needs(
             // the window that covers four hours
             let what = What::Own(i);
             let windows = WINDOWS.into_iter();
-            let known = windows.filter_map(|steps| {
+            let mut known = windows.filter_map(|steps| {
                 let most = maxima.get(&Asked {
                     home: h,
                     what,
@@ -537,7 +537,7 @@ fn needs(
                 Some((steps, most))
             });
             let most = known.clone().find(|(steps, _)| *steps >= NEEDED);
-            let most = most.or(known.last())?.1;
+            let most = most.or(known.next_back())?.1;
             let whole = home.capacity?[i] / whole(home, i);
             Some(distribution(most)?.scaled(whole))
         };
