@@ -252,6 +252,8 @@ fn subject(m: Moving, base: &Path) -> Result<Subject, Failure> {
         windows,
         dirty_rate: Bandwidth((written * f64::from(1 << 20)) as u64),
         capacity: m.capacity,
+        unannounced: 0.0,
+        missed_share: None,
         need: Need {
             cpus: Distribution::certain(m.cpus),
             memory_gib: Distribution::certain(m.memory_gib),

@@ -50,6 +50,8 @@ const BANDWIDTH: Bandwidth = Bandwidth(125_000_000);
 const PROVISION: Seconds = Seconds(180);
 /// Announced maintenance of each node: every week, this long.
 const MAINTENANCE: Seconds = Seconds(2 * 3600);
+/// In so long all disks of a home node can be sent.
+const EVENT_MARGIN: Seconds = Seconds(3 * 3600);
 /// Unannounced maintenance comes to one node every so often.
 const SURPRISE_EVERY: u64 = 4 * 86_400;
 
@@ -82,14 +84,18 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
     };
     let policy = match &args.policy {
         Some(path) => Policy::parse(&read(path)?),
-        // chosen on 30 Bitbrains VMs for at least 80% warm; other fleets want others
+        // every migration that waits counts the same here, so a move has a value and its seconds have
+        // little
         None => Ok(Policy {
-            expected_hold_seconds: 3600,
+            expected_hold_seconds: 5 * 86_400,
             minimum_hold_seconds: 5400,
             open_score: 0.2,
             utilisation_limit: 1.0,
             utilisation_probability: 0.3,
             missed_share: 0.7,
+            value_of_second: 0.001,
+            value_of_move: 6.0,
+            event_margin_seconds: EVENT_MARGIN.0,
             ..Policy::default()
         }),
     };
@@ -136,6 +142,14 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
         },
         "nothing was replayed",
     );
+    for row in &report.keepers {
+        let cold: Vec<String> = (row.tally.cold.iter())
+            .map(|(cause, n)| format!("{n} by {cause}"))
+            .collect();
+        if !cold.is_empty() {
+            out.line(format!("not warm, {}: {}", row.keeper, cold.join(", ")));
+        }
+    }
     for (goal, met) in &report.goals {
         out.line(format!(
             "{} {goal}",
@@ -222,11 +236,13 @@ fn compare(args: &Args, world: &World, policy: Policy) -> Report {
                 args.seed
             ),
             format!(
-                "{} MB/s to each site, {} s for a new node, {} {} for each second a migration waits",
+                "{} MB/s to each site, {} s for a new node, {} {} for each second that a migration \
+                 waits and {} for each that has to",
                 BANDWIDTH.0 / 1_000_000,
                 PROVISION.0,
                 policy.value_of_second,
-                world.prices.currency
+                world.prices.currency,
+                policy.value_of_move
             ),
         ],
         vms: world.vms.len(),
@@ -302,7 +318,9 @@ fn events(world: &World, seed: u64) -> (Calendar, Calendar) {
     let event = |node: usize, at: UnixTime, every| Event {
         name: format!("maintenance of home-{node}"),
         kind: EventKind::Maintenance,
-        nodes: vec![world.nodes[node].name.clone()],
+        nodes: (world.at_home(node).map(|v| world.vms[v].name.clone()))
+            .chain([world.nodes[node].name.clone()])
+            .collect(),
         site: None,
         at,
         lasts: MAINTENANCE,

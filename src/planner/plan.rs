@@ -10,7 +10,7 @@ use super::commitment::{Commitment, Commitments};
 use super::place::{Ask, NodeView, Rejection, Reservations, choose};
 use super::policy::{Mode, Policy};
 use super::prices::{Prices, SitePrices};
-use super::score::{Move, Score, Urgency, Windows};
+use super::score::{Kept, Move, Score, Urgency, Windows};
 use super::shape::{Need, Recommendation, recommend};
 use super::unit::{Bandwidth, Bytes, Money, Seconds, UnixTime};
 use serde::Serialize;
@@ -42,6 +42,10 @@ pub struct Subject {
     pub windows: Windows,
     /// What the demand must not pass.
     pub capacity: f64,
+    /// Needs a second that nothing announces.
+    pub unannounced: f64,
+    /// Share of its needs by load that no forecast announces in time, if that is known of it.
+    pub missed_share: Option<f64>,
     /// The volumes that would move.
     pub moving: Vec<Ask>,
     /// What they need where they go.
@@ -168,6 +172,14 @@ pub struct Decision {
     pub sites: BTreeMap<String, Outlook>,
     /// The score's sum, or why there is none.
     pub line: String,
+}
+
+impl Decision {
+    /// The site with the best score, if any is possible.
+    #[must_use]
+    pub fn best(&self) -> Option<(&str, &Score)> {
+        best_of(&self.sites).map(|(site, _, score)| (site, score))
+    }
 }
 
 /// A cycle's result.
@@ -364,7 +376,8 @@ impl Cycle<'_> {
             node: Money(0.0),
             storage: prices.storage(whole, hold),
             egress: prices.egress(with_increments(whole, subject, hold)),
-            again: Money(0.0),
+            hold,
+            kept: None,
             host: host
                 .as_ref()
                 .map_or(Money(0.0), |h| h.shape.price(policy.stay())),
@@ -401,19 +414,21 @@ impl Cycle<'_> {
         };
         Outlook::Possible {
             way,
-            score: self.score(subject, &it, policy.value(), policy.cycle()),
+            score: self.score(subject, &it, policy.cycle()),
             host: host.map(Box::new),
         }
     }
 
-    fn score(&self, subject: &Subject, it: &Move, value: Money, slack: Seconds) -> Score {
+    fn score(&self, subject: &Subject, it: &Move, slack: Seconds) -> Score {
         let lead = it.provision + it.bandwidth.time_for(it.bytes);
         let (events, load) = self.events(subject, lead + slack);
         let urgency = Urgency {
             windows: &subject.windows,
             capacity: subject.capacity / load,
             events: &events,
-            value_of_second: value,
+            unannounced: subject.unannounced,
+            value_of_second: Money(self.input.policy.value_of_second),
+            value_of_move: Money(self.input.policy.value_of_move),
         };
         Score::of(it, &urgency, slack)
     }
@@ -428,14 +443,17 @@ impl Cycle<'_> {
         mut it: Move,
         held: &Held,
     ) -> Score {
-        let cycle = self.input.policy.cycle();
-        it.again = prices.egress(it.bytes);
+        let policy = self.input.policy;
+        let cycle = policy.cycle();
+        it.kept = Some(Kept {
+            again: prices.egress(it.bytes),
+            missed_share: subject.missed_share.unwrap_or(policy.missed_share),
+        });
         if held.node_hour.0 > 0.0 {
             it.provision = site.provision;
         }
         let (ahead, _) = self.events(subject, LOOK_AHEAD);
         let lead = it.provision + it.bandwidth.time_for(it.bytes);
-        let value = Money(self.input.policy.value_of_second * self.input.policy.missed_share);
         let mut best: Option<Score> = None;
         let holds = subject
             .windows
@@ -444,15 +462,16 @@ impl Cycle<'_> {
         for hold in holds.chain(ahead.iter().map(|e| e.0)).chain([cycle]) {
             let hold = hold.max(cycle);
             // the probability is that of the lead and the hold, so both are paid for
+            it.hold = hold;
             it.node = Money(held.node_hour.0 * (lead + hold).hours());
             it.storage = prices.storage(it.bytes, lead + hold);
             it.egress = prices.egress(with_increments(held.behind, subject, lead + hold));
-            let score = self.score(subject, &it, value, hold);
+            let score = self.score(subject, &it, hold);
             if best.as_ref().is_none_or(|b| score.total.0 > b.total.0) {
                 best = Some(score);
             }
         }
-        best.unwrap_or_else(|| self.score(subject, &it, value, cycle))
+        best.unwrap_or_else(|| self.score(subject, &it, cycle))
     }
 
     /// New nodes that a site can still have, with the one that is on its way for this subject.

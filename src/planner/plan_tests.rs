@@ -43,6 +43,8 @@ fn subject(name: &str, p: f64) -> Subject {
         site: "home".into(),
         windows: Windows::new(vec![(Seconds(3600), max)]),
         capacity: 100.0,
+        unannounced: 0.0,
+        missed_share: None,
         moving: vec![Ask {
             volume: format!("{name}-disk"),
             bytes: Bytes::from_gib(10.0),

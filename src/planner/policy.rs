@@ -1,7 +1,7 @@
 //! What the operator wants: thresholds, holds and the mode.
 
 use super::place::Limits;
-use super::unit::{Invalid, Money, Seconds};
+use super::unit::{Invalid, Seconds};
 use serde::{Deserialize, Serialize};
 
 /// How far the planner goes.
@@ -35,6 +35,8 @@ pub struct Policy {
     pub utilisation_probability: f64,
     /// What a second without a warm copy costs, in the price table's currency.
     pub value_of_second: f64,
+    /// What a move without a warm copy costs beside that, however short the wait.
+    pub value_of_move: f64,
     /// Share of needs that no forecast announces. A copy that is given up and foreseen again in time
     /// costs only the sending, so keeping saves the lead for this share alone.
     pub missed_share: f64,
@@ -67,6 +69,7 @@ impl Default for Policy {
             utilisation_limit: 0.9,
             utilisation_probability: 0.3,
             value_of_second: 0.01,
+            value_of_move: 0.0,
             missed_share: 0.1,
             shape_quantile: 0.95,
             expected_stay_seconds: 2 * 3600,
@@ -99,11 +102,12 @@ impl Policy {
             return Err(Invalid(format!("policy: {name} = {x} is not in 0 to 1")));
         }
         let ordered = policy.close_score <= policy.open_score;
-        if !ordered || !policy.value_of_second.is_finite() {
+        let values = [policy.value_of_second, policy.value_of_move];
+        if !ordered || !values.iter().all(|v| v.is_finite()) {
             return Err(Invalid(format!(
                 "policy: close_score {} must not be above open_score {}, and value_of_second {} \
-                 must be a number",
-                policy.close_score, policy.open_score, policy.value_of_second
+                 and value_of_move {} must be numbers",
+                policy.close_score, policy.open_score, policy.value_of_second, policy.value_of_move
             )));
         }
         if policy.cycle_seconds == 0 {
@@ -120,10 +124,6 @@ impl Policy {
             utilisation: self.utilisation_limit,
             spare: self.spare,
         }
-    }
-
-    pub(super) fn value(&self) -> Money {
-        Money(self.value_of_second)
     }
 
     pub(super) fn cycle(&self) -> Seconds {

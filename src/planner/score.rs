@@ -3,14 +3,21 @@
 //! ```text
 //! lead  = time to have a node there + baseline bytes / bandwidth
 //! P     = 1 − (1 − P(window maximum over the lead passes capacity)) × Π(1 − P(event within it))
-//! score = P × (value of a second × seconds saved + sending again − host × stay)
-//!         − node × hold − storage × hold − egress
+//!           × (1 − P(a need that nothing announces within lead and hold))
+//! wait  = value of a second × seconds saved + value of a move
+//! score = P × (wait − host × stay) − node × hold − storage × hold − egress
 //! ```
 //!
 //! The seconds saved are the lead itself: with a warm copy the move takes a cutover, without one it
-//! takes all of it. A copy that is there already is scored by what giving it up would lose: the lead
-//! and the price of sending it again. Every term stays visible, and [`Score::line`] prints the sum so that a person
-//! can check it.
+//! takes all of it. A copy that is there already is scored by what giving it up would lose: sending it
+//! again at every need, and the wait at those that would not be foreseen in time.
+//!
+//! ```text
+//! missed = 1 − (1 − missed share × P(load)) × (1 − P(unannounced))
+//! score  = P × (sending again − host × stay) + missed × wait − node × hold − storage × hold − egress
+//! ```
+//!
+//! Every term stays visible, and [`Score::line`] prints the sum so that a person can check it.
 
 use super::distribution::Distribution;
 use super::unit::{Bandwidth, Bytes, Money, Seconds};
@@ -60,8 +67,20 @@ pub struct Move {
     pub egress: Money,
     /// Price of a host for what moves, for as long as it is expected to stay.
     pub host: Money,
-    /// Price of sending everything again, for a copy that is there; zero for a new one.
+    /// For how long it is all paid for. What nothing announces cannot be answered later, so that it
+    /// counts for as long.
+    pub hold: Seconds,
+    /// What giving up a copy that is there would lose; none for a new one.
+    pub kept: Option<Kept>,
+}
+
+/// What giving up a copy would lose.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// Price of sending everything again.
     pub again: Money,
+    /// Share of the needs by load that would not be foreseen in time.
+    pub missed_share: f64,
 }
 
 /// How much a move is wanted.
@@ -73,8 +92,12 @@ pub struct Urgency<'a> {
     pub capacity: f64,
     /// Events ahead: how soon they begin and how likely they are.
     pub events: &'a [(Seconds, f64)],
+    /// Needs a second that nothing announces, such as a node that fails.
+    pub unannounced: f64,
     /// What a second without a warm copy costs.
     pub value_of_second: Money,
+    /// What a move without one costs, however long it takes.
+    pub value_of_move: Money,
 }
 
 /// A score with every term.
@@ -86,10 +109,16 @@ pub struct Score {
     pub p_load: f64,
     /// Probability that an event begins within it.
     pub p_event: f64,
-    /// Probability that either happens.
+    /// Probability that something happens that nothing announces.
+    pub p_unannounced: f64,
+    /// Probability that any of these happens.
     pub p: f64,
+    /// Probability that it happens and, without a copy, has to wait.
+    pub missed: f64,
     /// Value of a second saved.
     pub value_of_second: Money,
+    /// Value of a move that does not wait.
+    pub value_of_move: Money,
     /// Price of the node over the hold.
     pub node: Money,
     /// Price of the storage over the hold.
@@ -124,20 +153,33 @@ impl Score {
             .map(|(_, p)| 1.0 - p.clamp(0.0, 1.0))
             .product();
         let p_event = 1.0 - none;
-        let p = 1.0 - (1.0 - p_load) * none;
-        let gain = Money(p * (urgency.value_of_second.0 * lead.0 as f64 + it.again.0));
+        let covered = (lead + it.hold).0 as f64;
+        let p_unannounced = 1.0 - (-urgency.unannounced.max(0.0) * covered).exp();
+        let p = 1.0 - (1.0 - p_load) * none * (1.0 - p_unannounced);
+        let (missed, again) = match it.kept {
+            None => (p, Money(0.0)),
+            Some(kept) => (
+                1.0 - (1.0 - kept.missed_share * p_load) * (1.0 - p_unannounced),
+                kept.again,
+            ),
+        };
+        let wait = urgency.value_of_second.0 * lead.0 as f64 + urgency.value_of_move.0;
+        let gain = Money(p * again.0 + missed * wait);
         let host = Money(p * it.host.0);
         Score {
             lead,
             host,
             p_load,
             p_event,
+            p_unannounced,
             p,
+            missed,
             value_of_second: urgency.value_of_second,
+            value_of_move: urgency.value_of_move,
             node: it.node,
             storage: it.storage,
             egress: it.egress,
-            again: it.again,
+            again,
             gain,
             total: Money(gain.0 - host.0 - it.node.0 - it.storage.0 - it.egress.0),
         }
@@ -152,22 +194,31 @@ impl Score {
     /// The sum as one line.
     #[must_use]
     pub fn line(&self) -> String {
-        let saved = format!("{} s saved x {:.4}/s", self.lead.0, self.value_of_second.0);
-        let saved = match self.again {
-            Money(0.0) => saved,
-            again => format!("({saved} + again {:.4})", again.0),
+        let mut wait = format!("{} s saved x {:.4}/s", self.lead.0, self.value_of_second.0);
+        if self.value_of_move.0 != 0.0 {
+            wait = format!("({wait} + move {:.4})", self.value_of_move.0);
+        }
+        let mut why = format!("load {:.3}, event {:.3}", self.p_load, self.p_event);
+        if self.p_unannounced > 0.0 {
+            // writing to a String cannot fail, here and below
+            let _ = write!(why, ", unannounced {:.3}", self.p_unannounced);
+        }
+        let mut line = format!("P {:.3} ({why})", self.p);
+        let _ = match self.again {
+            Money(0.0) => write!(line, " x {wait}"),
+            again => write!(
+                line,
+                " x again {:.4} + missed {:.3} x {wait}",
+                again.0, self.missed
+            ),
         };
-        let mut line = format!(
-            "P {:.3} (load {:.3}, event {:.3}) x {saved} = {:.4}",
-            self.p, self.p_load, self.p_event, self.gain.0,
-        );
+        let _ = write!(line, " = {:.4}", self.gain.0);
         for (cost, name) in [
             (self.host, "host"),
             (self.node, "node"),
             (self.storage, "storage"),
             (self.egress, "egress"),
         ] {
-            // writing to a String cannot fail
             let _ = write!(line, " - {name} {:.4}", cost.0);
         }
         let _ = write!(line, " = {:.4}", self.total.0);
@@ -194,7 +245,8 @@ mod tests {
             storage: Money(0.1),
             egress: Money(0.4),
             host: Money(0.5),
-            again: Money(0.0),
+            hold: Seconds(0),
+            kept: None,
         }
     }
 
@@ -206,6 +258,8 @@ mod tests {
             capacity: 90.0,
             events: &[(Seconds(150), 0.5), (Seconds(10_000), 1.0)],
             value_of_second: Money(0.05),
+            unannounced: 0.0,
+            value_of_move: Money(0.0),
         };
         let s = Score::of(&a_move(), &urgency, Seconds(300));
         assert_eq!(s.lead, Seconds(200)); // 100 s for the node, 1 MB at 10 kB/s
@@ -227,9 +281,60 @@ mod tests {
             capacity: 90.0,
             events: &[(Seconds(0), 1.0)],
             value_of_second: Money(0.05),
+            unannounced: 0.0,
+            value_of_move: Money(0.0),
         };
         let s = Score::of(&a_move(), &urgency, Seconds(300));
         assert_eq!((s.p_load, s.p), (0.0, 1.0));
+    }
+
+    /// A copy for a need that nothing announces has to be there before; one for what a forecast
+    /// announces in time is only worth its sending.
+    #[test]
+    fn a_copy_that_is_there_is_worth_its_sending_and_the_waits_that_nothing_foresees() {
+        let w = windows(0.2);
+        let kept = Move {
+            kept: Some(Kept {
+                again: Money(2.0),
+                missed_share: 0.5,
+            }),
+            hold: Seconds(800),
+            node: Money(0.0),
+            storage: Money(0.1),
+            egress: Money(0.0),
+            host: Money(0.0),
+            ..a_move()
+        };
+        let urgency = Urgency {
+            windows: &w,
+            capacity: 90.0,
+            events: &[],
+            unannounced: 1e-4,
+            value_of_second: Money(0.01),
+            value_of_move: Money(3.0),
+        };
+        let s = Score::of(&kept, &urgency, Seconds(800));
+        let unannounced = 1.0 - (-0.1f64).exp(); // 1000 s of lead and hold
+        assert!((s.p_unannounced - unannounced).abs() < 1e-9);
+        let p = 1.0 - 0.8 * (1.0 - unannounced);
+        let missed = 1.0 - 0.9 * (1.0 - unannounced);
+        let by_hand = p * 2.0 + missed * (200.0 * 0.01 + 3.0) - 0.1;
+        assert!((s.total.0 - by_hand).abs() < 1e-9, "{}", s.line());
+        assert!(
+            s.line()
+                .contains("x again 2.0000 + missed 0.186 x (200 s saved x 0.0100/s + move 3.0000)"),
+            "{}",
+            s.line()
+        );
+        let announced = Score::of(
+            &kept,
+            &Urgency {
+                unannounced: 0.0,
+                ..urgency
+            },
+            Seconds(800),
+        );
+        assert!(announced.total.0 < s.total.0);
     }
 
     #[test]
@@ -253,7 +358,8 @@ mod tests {
                 let w = windows(p);
                 let it = Move { node: Money(price), ..a_move() };
                 let u = Urgency { windows: &w, capacity: 90.0, events: &events,
-                                  value_of_second: Money(0.05) };
+                                  value_of_second: Money(0.05), unannounced: 0.0,
+                                  value_of_move: Money(0.0) };
                 Score::of(&it, &u, Seconds(300))
             };
             let base = score(p, price);

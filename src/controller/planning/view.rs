@@ -259,6 +259,8 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             name: node.name.clone(),
             site: node.site.clone(),
             capacity: CAPACITY,
+            unannounced: 0.0,
+            missed_share: None,
             need: Need {
                 cpus: needed(Resource::Cpu, f64::from(metrics.cpus), 1.0),
                 memory_gib: needed(Resource::Memory, memory_gib, f64::from(1 << 30)),

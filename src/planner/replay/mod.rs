@@ -13,11 +13,17 @@
 //! | Forerun | what [`super::plan()`] decides from forecasts and the calendar |
 //! | oracle | knows every departure: begins just in time, keeps a copy between two departures if that is cheaper |
 
+mod forecaster;
+mod forerun;
 mod keeper;
+mod oracle;
 mod run;
 mod world;
 
-pub use keeper::{Forecaster, Forerun, Keeper, MostRecent, Nothing, Oracle, Recent};
+pub use forecaster::{Forecaster, Recent};
+pub use forerun::Forerun;
+pub use keeper::{Keeper, MostRecent, Nothing};
+pub use oracle::Oracle;
 pub use run::{Departure, Tally, run};
 pub use world::{HomeNode, Vm, World};
 

@@ -1,6 +1,6 @@
 //! One keeper through all the weeks, step by step, with the accounts.
 
-use super::super::{Bytes, Need, NodeView, recommend};
+use super::super::{Bytes, NodeView};
 use super::keeper::Keeper;
 use super::world::World;
 use serde::Serialize;
@@ -56,6 +56,8 @@ pub struct Tally {
     /// Who left when.
     #[serde(skip)]
     pub departures: Vec<Departure>,
+    /// Migrations that found no warm copy, by what made the VM leave.
+    pub cold: BTreeMap<&'static str, usize>,
 }
 
 /// A copy of a VM's disk at a site.
@@ -111,7 +113,7 @@ pub fn run(world: &World, keeper: &mut dyn Keeper, value_of_second: f64) -> Tall
     };
     for step in world.warm_up..world.steps {
         for node in 0..world.nodes.len() {
-            run.settle(node, step, keeper.prefers_warm());
+            run.settle(node, step, keeper);
         }
         let view = View {
             world,
@@ -131,7 +133,7 @@ pub fn run(world: &World, keeper: &mut dyn Keeper, value_of_second: f64) -> Tall
 
 impl Run<'_> {
     /// Who leaves and who comes home at this step.
-    fn settle(&mut self, node: usize, step: usize, prefers_warm: bool) {
+    fn settle(&mut self, node: usize, step: usize, keeper: &dyn Keeper) {
         let world = self.world;
         let all: BTreeSet<usize> = world.at_home(node).collect();
         let demand: f64 = all.iter().map(|v| world.vms[*v].cpu[step]).sum();
@@ -161,7 +163,7 @@ impl Run<'_> {
         let leaving = if closed {
             at_home.into_iter().collect()
         } else {
-            let warm = if prefers_warm {
+            let warm = if keeper.prefers_warm() {
                 at_home
                     .iter()
                     .copied()
@@ -173,35 +175,18 @@ impl Run<'_> {
             world.shed(node, step, at_home, &warm)
         };
         for vm in leaving {
-            self.depart(vm, step);
+            self.depart(vm, step, keeper);
         }
     }
 
     /// The nodes at the sites, with the room that is left on them.
     fn standbys(&self) -> Vec<NodeView> {
-        let world = self.world;
+        let used = |site: usize| {
+            let here = self.copies.keys().filter(|(_, s)| *s == site);
+            here.map(|(vm, _)| self.world.vms[*vm].disk).sum()
+        };
         (self.nodes.keys())
-            .filter_map(|site| {
-                let here = self.copies.keys().filter(|(_, s)| s == site);
-                let used: Bytes = here.map(|(vm, _)| world.vms[*vm].disk).sum();
-                let view = &world.sites[*site];
-                let shape = recommend(
-                    &Need::standby(used),
-                    world.prices.site(&view.name).ok()?,
-                    1.0,
-                )?
-                .shape;
-                let total = Bytes::from_gib(shape.storage_gib);
-                Some(NodeView {
-                    name: format!("standby-{}", view.name),
-                    site: view.name.clone(),
-                    available: true,
-                    latency_ms: view.latency_ms,
-                    total,
-                    free: Bytes(total.0.saturating_sub(used.0)),
-                    ..NodeView::default()
-                })
-            })
+            .filter_map(|site| self.world.standby(*site, used(*site)))
             .collect()
     }
 
@@ -216,13 +201,13 @@ impl Run<'_> {
             .next()
     }
 
-    fn depart(&mut self, vm: usize, step: usize) {
+    fn depart(&mut self, vm: usize, step: usize, keeper: &dyn Keeper) {
         let world = self.world;
-        // the most complete copy, or the cheapest site
+        // the most complete copy, or where the keeper says
         let mine = self.copies.range((vm, 0)..=(vm, usize::MAX));
         let site = mine
             .min_by(|a, b| a.1.missing.total_cmp(&b.1.missing))
-            .map_or_else(|| world.cheapest_site(vm), |((_, s), _)| *s);
+            .map_or_else(|| keeper.lands(world, vm), |((_, s), _)| *s);
         let ready = self.node(site, step);
         let lacking = self
             .copies
@@ -237,6 +222,7 @@ impl Run<'_> {
         self.tally.migrations += 1;
         self.tally.warm += usize::from(warm);
         if !warm {
+            *self.tally.cold.entry(self.cause(vm, step)).or_default() += 1;
             self.tally.delay_cost += delay * self.value_of_second;
         }
         self.charge(site, lacking);
@@ -248,6 +234,18 @@ impl Run<'_> {
         self.copies.insert((vm, site), landed);
         self.away.insert(vm, site);
         self.open.insert(vm, step);
+    }
+
+    /// Why a VM leaves.
+    fn cause(&self, vm: usize, step: usize) -> &'static str {
+        let home = self.world.vms[vm].home;
+        if self.world.announced(home, step) {
+            "announced maintenance"
+        } else if self.world.closed(home, step) {
+            "unannounced maintenance"
+        } else {
+            "load"
+        }
     }
 
     /// The remote node for a VM's home at a site, made if it is not there.

@@ -55,7 +55,7 @@ fn world(days: usize) -> World {
         )
         .unwrap(),
         calendar: Calendar::parse(
-            "[[event]]\nname = \"patch\"\nkind = \"maintenance\"\nnodes = [\"h\"]\n\
+            "[[event]]\nname = \"patch\"\nkind = \"maintenance\"\nnodes = [\"h\", \"busy\", \"calm\"]\n\
              at = 1970-01-05T02:00:00Z\nlasts = \"1h\"\nevery = \"3d\"",
         )
         .unwrap(),

@@ -1,8 +1,8 @@
 //! What is replayed: VMs, their homes, sites, prices, events.
 
 use super::super::{
-    Bytes, Calendar, Distribution, EventKind, Money, Need, Prices, Seconds, SiteView, UnixTime,
-    recommend,
+    Bytes, Calendar, Distribution, EventKind, Money, Need, NodeView, Prices, Seconds, Shape,
+    SitePrices, SiteView, UnixTime, recommend,
 };
 use std::collections::BTreeSet;
 
@@ -56,7 +56,7 @@ pub struct World {
     pub sites: Vec<SiteView>,
     /// What they cost; every site above is in it.
     pub prices: Prices,
-    /// Events that everybody knows.
+    /// Events that everybody knows. One that touches a node names the node's VMs too.
     pub calendar: Calendar,
     /// Events that only the oracle knows.
     pub surprises: Calendar,
@@ -85,13 +85,20 @@ impl World {
     /// Whether a node is in maintenance at a step, announced or not.
     #[must_use]
     pub fn closed(&self, node: usize, step: usize) -> bool {
+        self.announced(node, step) || self.closes(&self.surprises, node, step)
+    }
+
+    /// Whether a node is in maintenance at a step that everybody knew of.
+    #[must_use]
+    pub fn announced(&self, node: usize, step: usize) -> bool {
+        self.closes(&self.calendar, node, step)
+    }
+
+    fn closes(&self, calendar: &Calendar, node: usize, step: usize) -> bool {
         let now = self.at(step);
         let name = &self.nodes[node].name;
-        [&self.calendar, &self.surprises].iter().any(|c| {
-            c.between(now, now.after(Seconds(1)))
-                .iter()
-                .any(|o| o.event.kind == EventKind::Maintenance && o.event.touches(name, "home"))
-        })
+        (calendar.between(now, now.after(Seconds(1))).iter())
+            .any(|o| o.event.kind == EventKind::Maintenance && o.event.touches(name, "home"))
     }
 
     /// What these VMs need together. Disks and memory have sizes; CPUs too, as a VM's own limit.
@@ -105,30 +112,61 @@ impl World {
         }
     }
 
-    /// The price of an hour of a node for these VMs at a site: the shape that holds them all, or as
-    /// many of the largest as are needed.
+    /// The price of an hour of hosts for these VMs at a site: one that bears them all, or several of
+    /// one shape, filled one after the other with the largest VMs first, whichever is cheapest.
     #[must_use]
     pub fn node_hour(&self, site: usize, vms: &BTreeSet<usize>) -> Money {
         let Ok(prices) = self.prices.site(&self.sites[site].name) else {
             return Money(0.0);
         };
-        let need = self.need(vms);
-        if let Some(r) = recommend(&need, prices, 1.0) {
-            return Money(r.shape.hour);
+        let one = recommend(&self.need(vms), prices, 1.0).map(|r| r.shape.hour);
+        let several = (prices.shapes.iter()).filter_map(|shape| self.hosts(vms, shape, prices));
+        let price = several.chain(one).min_by(f64::total_cmp);
+        Money(price.unwrap_or_else(|| self.largest(vms, prices)))
+    }
+
+    /// The price of an hour of hosts of one shape; the last host may be smaller. None if a VM is too
+    /// large for it.
+    fn hosts(&self, vms: &BTreeSet<usize>, shape: &Shape, prices: &SitePrices) -> Option<f64> {
+        let size = |v: &usize| {
+            let v = &self.vms[*v];
+            [v.cpus, v.memory_gib, v.disk.gib()]
+        };
+        let room = [shape.cpus, shape.memory_gib, shape.storage_gib];
+        let mut sorted: Vec<usize> = vms.iter().copied().collect();
+        sorted.sort_by(|a, b| size(b)[0].total_cmp(&size(a)[0]).then(a.cmp(b)));
+        let mut hosts: Vec<(BTreeSet<usize>, [f64; 3])> = Vec::new();
+        for vm in sorted {
+            let needs = size(&vm);
+            let fits = |used: &[f64; 3]| (0..3).all(|i| used[i] + needs[i] <= room[i]);
+            let host = match hosts.iter().position(|(_, used)| fits(used)) {
+                Some(i) => &mut hosts[i],
+                None if fits(&[0.0; 3]) => {
+                    hosts.push(Default::default());
+                    hosts.last_mut()?
+                }
+                None => return None,
+            };
+            host.0.insert(vm);
+            (0..3).for_each(|i| host.1[i] += needs[i]);
         }
-        let Some(largest) = prices
-            .shapes
-            .iter()
-            .max_by(|a, b| a.cpus.total_cmp(&b.cpus))
-        else {
-            return Money(0.0);
+        let (last, full) = hosts.split_last()?;
+        let last = recommend(&self.need(&last.0), prices, 1.0).map_or(shape.hour, |r| r.shape.hour);
+        Some(shape.hour * full.len() as f64 + last)
+    }
+
+    /// As many of the largest shape as their sum needs, for VMs that no shape bears.
+    fn largest(&self, vms: &BTreeSet<usize>, prices: &SitePrices) -> f64 {
+        let need = self.need(vms);
+        let Some(largest) = (prices.shapes.iter()).max_by(|a, b| a.cpus.total_cmp(&b.cpus)) else {
+            return 0.0;
         };
         let times = [
             need.cpus.quantile(1.0) / largest.cpus,
             need.memory_gib.quantile(1.0) / largest.memory_gib,
             need.storage.gib() / largest.storage_gib,
         ];
-        Money(largest.hour * times.into_iter().fold(1.0, f64::max).ceil())
+        largest.hour * times.into_iter().fold(1.0, f64::max).ceil()
     }
 
     /// The price of an hour of a node that only holds copies of these VMs' disks.
@@ -142,6 +180,27 @@ impl World {
             Some(r) => Money(r.shape.hour),
             None => self.node_hour(site, vms),
         }
+    }
+
+    /// The node for copies at a site that holds so much, with the room that is left on it.
+    #[must_use]
+    pub fn standby(&self, site: usize, used: Bytes) -> Option<NodeView> {
+        let view = &self.sites[site];
+        let prices = self.prices.site(&view.name).ok()?;
+        let total = Bytes::from_gib(
+            recommend(&Need::standby(used), prices, 1.0)?
+                .shape
+                .storage_gib,
+        );
+        Some(NodeView {
+            name: format!("standby-{}", view.name),
+            site: view.name.clone(),
+            available: true,
+            latency_ms: view.latency_ms,
+            total,
+            free: Bytes(total.0.saturating_sub(used.0)),
+            ..NodeView::default()
+        })
     }
 
     /// The site to which a VM goes at the least price if nothing of it is anywhere: its disk is sent,

@@ -1,0 +1,350 @@
+//! Keeps what the planner decides.
+
+use super::super::{
+    Action, Ask, Bandwidth, Bytes, Commitments, Held, Input, Mode, Money, Policy, Seconds,
+    SiteView, Subject, Windows, plan,
+};
+use super::forecaster::Forecaster;
+use super::keeper::Keeper;
+use super::run::View;
+use super::world::World;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// The planner with a forecaster.
+pub struct Forerun<F> {
+    forecaster: F,
+    policy: Policy,
+    commitments: Commitments,
+    demand: Vec<Vec<f64>>,
+    /// For each node: found once, used as it becomes past.
+    overloads: Vec<Vec<Overload>>,
+    wanted: BTreeSet<(usize, usize)>,
+    /// For each VM: the site that scored best in the last plan.
+    best: BTreeMap<usize, usize>,
+    unannounced: Unannounced,
+    /// For each VM: which of its needs by load were foreseen in time.
+    foreseen: Vec<Foreseen>,
+}
+
+/// Past overloads that say who will leave in the next.
+const OVERLOADS: usize = 5;
+/// What VMs wrote over this time says what they will write.
+const DAY: Seconds = Seconds(86_400);
+/// Windows that are forecast, in steps.
+const WINDOWS: [usize; 5] = [6, 12, 36, 96, 192];
+
+impl<F: Forecaster> Forerun<F> {
+    /// Plan a world.
+    #[must_use]
+    pub fn new(world: &World, forecaster: F, policy: Policy) -> Forerun<F> {
+        let demand: Vec<Vec<f64>> = (0..world.nodes.len()).map(|n| world.demand(n)).collect();
+        let overloads = (0..world.nodes.len())
+            .map(|n| overloads(world.nodes[n].capacity, &demand[n]))
+            .collect();
+        Forerun {
+            forecaster,
+            policy: Policy {
+                mode: Mode::Auto,
+                ..policy
+            },
+            commitments: Commitments::default(),
+            best: BTreeMap::new(),
+            unannounced: Unannounced::default(),
+            foreseen: world.vms.iter().map(|_| Foreseen::default()).collect(),
+            demand,
+            overloads,
+            wanted: BTreeSet::new(),
+        }
+    }
+
+    /// Who would leave a node that runs out: the fewest VMs that would have relieved it at the peaks
+    /// of its latest overloads.
+    fn likely(&self, world: &World, node: usize, step: usize) -> BTreeSet<usize> {
+        let past = self.overloads[node].iter().rev().filter(|o| o.from <= step);
+        let mut peaks: Vec<usize> = past.take(OVERLOADS).map(|o| o.peak_by(step)).collect();
+        let capacity = world.nodes[node].capacity;
+        let demand = &self.demand[node];
+        let mut likely = BTreeSet::new();
+        while !peaks.is_empty() {
+            let relieves = |vm: usize, t: &usize| world.vms[vm].cpu[*t] >= demand[*t] - capacity;
+            let covered = |vm: &usize| peaks.iter().filter(|t| relieves(*vm, t)).count();
+            let smallest_last = |vm: &usize| (covered(vm), std::cmp::Reverse(world.vms[*vm].disk));
+            match world.at_home(node).max_by_key(smallest_last) {
+                Some(vm) if covered(&vm) > 0 => {
+                    peaks.retain(|t| !relieves(vm, t));
+                    likely.insert(vm);
+                }
+                // nobody alone is enough for these
+                _ => {
+                    for t in std::mem::take(&mut peaks) {
+                        let home = world.at_home(node).collect();
+                        likely.extend(world.shed(node, t, home, &likely.clone()));
+                    }
+                }
+            }
+        }
+        likely
+    }
+
+    fn subject(&self, view: &View<'_>, vm: usize, windows: Windows, capacity: f64) -> Subject {
+        let world = view.world;
+        let copies = (0..world.sites.len()).filter_map(|site| {
+            let held = Held {
+                behind: Bytes(view.copies.get(&(vm, site))?.missing as u64),
+                node_hour: marginal(view, site, vm),
+            };
+            Some((world.sites[site].name.clone(), held))
+        });
+        let day = (DAY.0 / world.step.0.max(1)) as usize;
+        let v = &world.vms[vm];
+        Subject {
+            name: v.name.clone(),
+            site: "home".into(),
+            windows,
+            capacity,
+            unannounced: self.unannounced.rate(),
+            missed_share: Some(self.foreseen[vm].missed_share(self.policy.missed_share)),
+            moving: vec![Ask {
+                volume: v.name.clone(),
+                bytes: v.disk,
+                ..Ask::default()
+            }],
+            need: world.need(&[vm].into()),
+            dirty_rate: Bandwidth(recent(&v.writes[..=view.step], day) as u64),
+            copies: copies.collect(),
+            idle_since: (view.calm_since[v.home])
+                .filter(|_| !view.away.contains_key(&vm))
+                .map(|s| world.at(s)),
+            site_latency_ms: BTreeMap::new(),
+            node_latency_ms: BTreeMap::new(),
+        }
+    }
+}
+
+/// How often nodes close that nothing had announced, as far as it was seen.
+#[derive(Default)]
+struct Unannounced {
+    closed: BTreeSet<usize>,
+    count: f64,
+    seconds: f64,
+}
+
+/// Before anything is seen: once in so long.
+const UNANNOUNCED_EVERY: f64 = 30.0 * 86_400.0;
+
+impl Unannounced {
+    fn observe(&mut self, view: &View<'_>, passed: Seconds) {
+        let world = view.world;
+        for node in 0..world.nodes.len() {
+            self.seconds += passed.0 as f64;
+            let now = world.closed(node, view.step) && !world.announced(node, view.step);
+            if !now {
+                self.closed.remove(&node);
+            } else if self.closed.insert(node) {
+                self.count += 1.0;
+            }
+        }
+    }
+
+    /// Times a second.
+    fn rate(&self) -> f64 {
+        (self.count + 1.0) / (self.seconds + UNANNOUNCED_EVERY)
+    }
+}
+
+/// How many of the overloads that began were announced by a forecast as early as a copy takes.
+#[derive(Default)]
+struct Foreseen {
+    /// Whether a forecast announced one, in the latest cycles.
+    said: VecDeque<bool>,
+    foreseen: f64,
+    missed: f64,
+}
+
+/// How many overloads the policy's share counts for, as long as few have been seen.
+const PRIOR_OVERLOADS: f64 = 4.0;
+
+impl Foreseen {
+    /// What is said now, about `lead` cycles ahead, and whether an overload begins now.
+    fn observe(&mut self, said: bool, lead: usize, begins: bool) {
+        if begins && self.said.len() > lead {
+            match self.said[lead] {
+                true => self.foreseen += 1.0,
+                false => self.missed += 1.0,
+            }
+        }
+        self.said.push_front(said);
+        self.said.truncate(lead + 1);
+    }
+
+    fn missed_share(&self, before: f64) -> f64 {
+        let seen = self.foreseen + self.missed;
+        (self.missed + before * PRIOR_OVERLOADS) / (seen + PRIOR_OVERLOADS)
+    }
+}
+
+/// The site at which copies of all would cost least in a week: once sent, stored, and kept up.
+fn cheapest(world: &World, subjects: &[(usize, Subject)]) -> Option<usize> {
+    let week = Seconds(7 * DAY.0);
+    let disks: Bytes = subjects.iter().map(|(_, s)| s.need.storage).sum();
+    let written: u64 = subjects
+        .iter()
+        .map(|(_, s)| s.dirty_rate.0.saturating_mul(week.0))
+        .sum();
+    let all: BTreeSet<usize> = subjects.iter().map(|(vm, _)| *vm).collect();
+    let price = |site: &usize| {
+        let prices = world.prices.site(&world.sites[*site].name).ok()?;
+        let sent = Bytes(disks.0.saturating_add(written));
+        let node = world.standby_hour(*site, &all).0 * week.hours();
+        Some(prices.storage(disks, week).0 + prices.egress(sent).0 + node)
+    };
+    let priced = (0..world.sites.len()).filter_map(|site| Some((price(&site)?, site)));
+    priced
+        .min_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, site)| site)
+}
+
+/// What a VM wrote in a second over the last day of `steps`.
+fn recent(writes: &[f64], steps: usize) -> f64 {
+    let day = &writes[writes.len().saturating_sub(steps)..];
+    day.iter().sum::<f64>() / day.len().max(1) as f64
+}
+
+/// What an hour of the site's node costs more with this copy at rest than without it.
+fn marginal(view: &View<'_>, site: usize, vm: usize) -> Money {
+    let resting = |(vm, s): &&(usize, usize)| *s == site && view.away.get(vm) != Some(s);
+    let mut vms: BTreeSet<usize> = view.copies.keys().filter(resting).map(|k| k.0).collect();
+    let hour = |v: &BTreeSet<usize>| {
+        if v.is_empty() {
+            0.0
+        } else {
+            view.world.standby_hour(site, v).0
+        }
+    };
+    vms.insert(vm);
+    let with = hour(&vms);
+    vms.remove(&vm);
+    Money(with - hour(&vms))
+}
+
+/// A time at which a node's demand was above its capacity.
+struct Overload {
+    from: usize,
+    /// Steps at which the demand was higher than ever before in it.
+    records: Vec<usize>,
+}
+
+impl Overload {
+    /// Its peak as far as it is past.
+    fn peak_by(&self, step: usize) -> usize {
+        let seen = self.records.iter().rev().find(|t| **t <= step);
+        seen.copied().unwrap_or(self.from)
+    }
+}
+
+fn overloads(capacity: f64, demand: &[f64]) -> Vec<Overload> {
+    let mut found: Vec<Overload> = Vec::new();
+    let mut last_above = None;
+    for (step, d) in demand.iter().enumerate().filter(|(_, d)| **d > capacity) {
+        match found.last_mut() {
+            Some(o) if last_above == step.checked_sub(1) => {
+                if o.records.last().is_some_and(|r| demand[*r] < *d) {
+                    o.records.push(step);
+                }
+            }
+            _ => found.push(Overload {
+                from: step,
+                records: vec![step],
+            }),
+        }
+        last_above = Some(step);
+    }
+    found
+}
+
+impl<F: Forecaster> Keeper for Forerun<F> {
+    fn lands(&self, world: &World, vm: usize) -> usize {
+        let best = self.best.get(&vm).copied();
+        best.unwrap_or_else(|| world.cheapest_site(vm))
+    }
+
+    fn wanted(&mut self, view: &View<'_>) -> BTreeSet<(usize, usize)> {
+        let world = view.world;
+        let every = (self.policy.cycle_seconds / world.step.0).max(1) as usize;
+        if !view.step.is_multiple_of(every) {
+            return self.wanted.clone();
+        }
+        self.unannounced
+            .observe(view, Seconds(every as u64 * world.step.0));
+        let mut subjects = Vec::new();
+        for node in 0..world.nodes.len() {
+            let past = &self.demand[node][..=view.step];
+            let windows = WINDOWS.iter().filter_map(|steps| {
+                let max = self.forecaster.window_max(node, past, *steps)?;
+                Some((Seconds(*steps as u64 * world.step.0), max))
+            });
+            let windows = Windows::new(windows.collect());
+            let likely = self.likely(world, node, view.step);
+            let begins = (self.overloads[node].iter())
+                .any(|o| o.from <= view.step && o.from + every > view.step);
+            let capacity = world.nodes[node].capacity;
+            for vm in world.at_home(node) {
+                let cycle = Seconds(every as u64 * world.step.0);
+                let lead = world
+                    .sites
+                    .iter()
+                    .map(|s| s.bandwidth.time_for(world.vms[vm].disk));
+                let lead = lead.max().unwrap_or_default();
+                let said = (windows.over(lead + cycle)).is_some_and(|max| {
+                    max.exceed(capacity * self.policy.utilisation_limit)
+                        > self.policy.utilisation_probability
+                });
+                let cycles = lead.0.div_ceil(cycle.0.max(1)) as usize;
+                self.foreseen[vm].observe(said, cycles, begins);
+                let load = if likely.contains(&vm) {
+                    windows.clone()
+                } else {
+                    Windows::default()
+                };
+                subjects.push((vm, self.subject(view, vm, load, capacity)));
+            }
+        }
+        // the first node draws others to its site, so it is made where all would be kept cheapest
+        let first = (view.standbys.is_empty()).then(|| cheapest(world, &subjects));
+        let sites: Vec<SiteView> = match first.flatten() {
+            Some(site) => vec![world.sites[site].clone()],
+            None => world.sites.clone(),
+        };
+        self.wanted.clear();
+        let mut nodes = view.standbys.to_vec();
+        // one after the other, so that a node that one makes is there for the next
+        for (vm, subject) in subjects {
+            let input = Input {
+                now: world.at(view.step),
+                subjects: &[subject],
+                sites: &sites,
+                nodes: &nodes,
+                calendar: &world.calendar,
+                prices: &world.prices,
+                policy: &self.policy,
+            };
+            for d in plan(&input, &mut self.commitments).decisions {
+                let site_of = |name: &str| world.sites.iter().position(|s| s.name == name);
+                if let Some(best) = d.best().and_then(|(name, _)| site_of(name)) {
+                    self.best.insert(vm, best);
+                }
+                let site = d.site.as_deref().and_then(site_of);
+                let (Some(site), Action::Provision | Action::Seed | Action::Keep) =
+                    (site, d.action)
+                else {
+                    continue;
+                };
+                self.wanted.insert((vm, site));
+                if d.action == Action::Provision {
+                    nodes.extend(world.standby(site, world.vms[vm].disk));
+                }
+            }
+        }
+        self.wanted.clone()
+    }
+}
