@@ -13,7 +13,7 @@ pub mod sector;
 mod time;
 mod unit;
 
-pub use buffer::AlignedBuf;
+pub use buffer::{AlignedBuf, HUGE_PAGE_BYTES};
 pub use error::{Error, ErrorKind, Result};
 pub use mark::ImageMark;
 pub use name::{NodeName, VolumeId, VolumeName};

@@ -3,11 +3,16 @@
 //! Buffers come in powers of two from 4 KiB. A buffer that is taken counts against the cap until
 //! it is given back; when the cap is reached `take` answers `None` and the request waits: memory
 //! does not grow with the load. Idle buffers of other classes are freed before a take is refused.
+//!
+//! From 2 MiB on they ask for huge pages. A request of more than a quarter of that gets all of it and
+//! pays for all of it: in pages of 4 KiB it could be more segments than a disk takes at once.
 
-use block::AlignedBuf;
+use block::{AlignedBuf, HUGE_PAGE_BYTES};
 
 const CLASS_MIN_SHIFT: u32 = 12;
 const CLASSES: usize = 15; // 4 KiB to 64 MiB
+/// Longer requests get whole huge pages.
+const SMALL_MAX: usize = HUGE_PAGE_BYTES / 4;
 
 /// A bounded pool of aligned buffers. One thread's own; there is no lock.
 pub struct Pool {
@@ -30,6 +35,11 @@ impl Pool {
     }
 
     fn class(len: usize) -> usize {
+        let len = if len > SMALL_MAX {
+            len.max(HUGE_PAGE_BYTES)
+        } else {
+            len
+        };
         let shift = len.max(1).next_power_of_two().trailing_zeros();
         (shift.max(CLASS_MIN_SHIFT) - CLASS_MIN_SHIFT) as usize
     }
@@ -56,7 +66,11 @@ impl Pool {
         while self.idle > 0 && self.taken + self.idle > self.cap {
             self.free_one();
         }
-        let mut buf = AlignedBuf::zeroed(bytes);
+        let mut buf = if bytes < HUGE_PAGE_BYTES {
+            AlignedBuf::zeroed(bytes)
+        } else {
+            AlignedBuf::huge(bytes, ask_for_huge_pages)
+        };
         buf.resize(len);
         Some(buf)
     }
@@ -93,6 +107,16 @@ impl Pool {
     }
 }
 
+/// Ask the kernel for huge pages behind memory that nobody has touched. It may have none: then it is
+/// pages of 4 KiB, as everywhere.
+fn ask_for_huge_pages(at: *const u8, bytes: usize) {
+    if cfg!(miri) {
+        return;
+    }
+    // SAFETY: the advice changes no content, only what pages it lies in, and the range is one allocation.
+    unsafe { libc::madvise(at.cast_mut().cast(), bytes, libc::MADV_HUGEPAGE) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,6 +132,22 @@ mod tests {
         pool.give(a);
         assert_eq!(pool.taken(), 0);
         assert_eq!(pool.take(512, false).unwrap().capacity(), 4096);
+    }
+
+    #[test]
+    fn a_megabyte_is_charged_as_the_huge_page_that_it_gets() {
+        let mut pool = Pool::new(5 << 20);
+        let a = pool.take(1 << 20, false).unwrap();
+        assert_eq!(
+            (a.len(), a.capacity(), pool.taken()),
+            (1 << 20, 2 << 20, 2 << 20)
+        );
+        assert_eq!(a.as_ptr() as usize % (2 << 20), 0);
+        let b = pool.take((512 << 10) + 4096, false).unwrap();
+        assert!(pool.take(1 << 20, false).is_none());
+        pool.give(a);
+        pool.give(b);
+        assert_eq!((pool.taken(), pool.idle), (0, 4 << 20));
     }
 
     #[test]

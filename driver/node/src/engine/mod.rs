@@ -36,10 +36,11 @@ pub use handle::{Engine, Mirror, MirrorReceipts, VolumeHandle, VolumeSpec};
 pub use latency::{Latency, LatencySnapshot};
 
 /// Bytes of request buffers on one shard: enough for four connections with their windows full of
-/// the largest requests, or thirty thousand small ones. More requests wait in their sockets.
+/// the largest requests, for two with requests of 1 MiB, each of which takes a huge page, or for thirty
+/// thousand small ones. More requests wait in their sockets.
 pub const BUFFER_BYTES_MAX: usize = 256 << 20;
 /// Bytes that every connection may have though others hold all of [`BUFFER_BYTES_MAX`], so that
-/// clients that do not read their replies cannot stop those that do.
+/// clients that do not read their replies cannot stop those that do. In memory it is up to a huge page.
 pub const BUFFER_BYTES_RESERVED: usize = 1 << 20;
 /// Requests of one volume between arrival and reply: sixteen full windows.
 pub const VOLUME_REQUESTS_MAX: u32 = 2048;
