@@ -44,6 +44,9 @@ pub(super) struct Serving<'a, D, G, T> {
     mirror: Option<Open<'a, D>>,
     answers: Rc<RefCell<Vec<Answer>>>,
     unzip: Option<Decompressor>,
+    /// Buffers of frames whose content is on the disk, at most [`WORK_MAX`]: a new one would be zeroed
+    /// first, page by page.
+    spare: Rc<RefCell<Vec<AlignedBuf>>>,
 }
 
 /// What the work on the disks has to say to the source.
@@ -78,6 +81,7 @@ impl<'a, D: Disk, G: Target, T: Transport> Serving<'a, D, G, T> {
             mirror: None,
             answers: Rc::default(),
             unzip: None,
+            spare: Rc::default(),
         }
     }
 
@@ -344,19 +348,26 @@ impl<'a, D: Disk, G: Target, T: Transport> Serving<'a, D, G, T> {
             let zero = async move { apply_spans(&receiver.image, list.into_iter(), None).await };
             return self.push(zero).await;
         };
-        let mut buf = AlignedBuf::zeroed(bytes);
+        let mut buf = self.spare.borrow_mut().pop().unwrap_or_default();
+        buf.resize(bytes);
         self.unpack(encoding, payload, &mut buf)?;
+        let spare = Rc::clone(&self.spare);
         if spans.len() == 1 {
             let offset = spans.iter().map(|s| s.offset).next().unwrap_or(0);
             let write = async move {
-                let (result, _) = receiver.image.write(offset, buf).await;
+                let (result, buf) = receiver.image.write(offset, buf).await;
+                keep(&spare, buf);
                 result.map_err(|e| e.within("write the replica's image"))
             };
             return self.push(write).await;
         }
         let list: Vec<Span> = spans.iter().collect();
-        self.push(async move { apply_spans(&receiver.image, list.into_iter(), Some(&buf)).await })
-            .await
+        self.push(async move {
+            let result = apply_spans(&receiver.image, list.into_iter(), Some(&buf)).await;
+            keep(&spare, buf);
+            result
+        })
+        .await
     }
 
     fn unpack(&mut self, encoding: Encoding, payload: &[u8], out: &mut [u8]) -> Result<()> {
@@ -566,6 +577,13 @@ async fn all(mut work: FuturesUnordered<LocalBoxFuture<'_, Result<()>>>) -> Resu
         result = result.and(done);
     }
     result
+}
+
+fn keep(spare: &RefCell<Vec<AlignedBuf>>, buf: AlignedBuf) {
+    let mut spare = spare.borrow_mut();
+    if spare.len() < WORK_MAX {
+        spare.push(buf);
+    }
 }
 
 fn check_spans(spans: Spans<'_>, size: u64) -> Result<()> {
