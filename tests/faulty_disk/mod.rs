@@ -9,7 +9,8 @@
     reason = "a test fails by panicking and speaks to the person who runs it"
 )]
 
-use crate::serving::have;
+use crate::serving::mount::LoopMount;
+use crate::serving::{have, have_root, succeeds};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -24,18 +25,28 @@ pub struct BadDisk {
 
 impl BadDisk {
     pub fn new() -> BadDisk {
+        BadDisk::of(4)
+    }
+
+    pub fn of(mib: u64) -> BadDisk {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path();
         std::fs::File::create(at.join("data"))
             .unwrap()
-            .set_len(4 << 20)
+            .set_len(mib << 20)
             .unwrap();
         std::fs::create_dir(at.join("mount")).unwrap();
         let t = at.display();
         let fails = |what| format!("if [ -e {t}/{what} ]; then echo EIO told to >&2; exit 1; fi; ");
         let fuse = Command::new("nbdfuse")
             .arg(at.join("mount"))
-            .args(["--command", "nbdkit", "-s", "eval", "get_size=echo 4M"])
+            .args([
+                "--command",
+                "nbdkit",
+                "-s",
+                "eval",
+                &format!("get_size=echo {mib}M"),
+            ])
             .args(["can_write=exit 0", "can_flush=exit 0"])
             .arg(format!(
                 "pread={}dd if={t}/data skip=$4 count=$3 iflag=count_bytes,skip_bytes",
@@ -71,6 +82,39 @@ impl BadDisk {
         std::fs::remove_file(&told).unwrap();
         result
     }
+}
+
+/// A file system on such a disk. It has no journal, which would make it read-only at the first error.
+pub struct BadFileSystem {
+    mounted: LoopMount,
+    pub disk: BadDisk,
+}
+
+impl BadFileSystem {
+    /// Mounted at a folder that is there, or at one of its own. None, with the reason printed, where that
+    /// cannot be had.
+    pub fn new(mib: u64, at: Option<&Path>) -> Option<BadFileSystem> {
+        if !can_run() || !have(&["mkfs.ext4", "mount"]) || !have_root() {
+            return None;
+        }
+        let disk = BadDisk::of(mib);
+        let image = disk.image();
+        let how = ["-q", "-F", "-m0", "-O", "^has_journal", image.to_str()?];
+        succeeds("mkfs.ext4", &how);
+        let mounted = LoopMount::new(&image, at)?;
+        Some(BadFileSystem { mounted, disk })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.mounted.path()
+    }
+}
+
+/// Forgets what the kernel remembers of a file and need not write, as a power cut does.
+pub fn forget_cached(path: &Path) {
+    let file = std::fs::File::open(path).unwrap();
+    let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+    nix::fcntl::posix_fadvise(&file, 0, 0, advice).unwrap();
 }
 
 impl Drop for BadDisk {

@@ -265,6 +265,25 @@ impl Fleet {
         }
     }
 
+    /// Stops a node, has its data directory be where `mount` mounts something, and starts it with the same
+    /// files there. None if nothing could be mounted.
+    pub fn move_home<M>(&mut self, who: Who, mount: impl FnOnce(&Path) -> Option<M>) -> Option<M> {
+        self.terminate(who);
+        let home = self.dir.path().join(name(usize::from(who == Who::Target)));
+        let before = home.with_extension("before");
+        std::fs::rename(&home, &before).unwrap();
+        std::fs::create_dir(&home).unwrap();
+        let mounted = mount(&home)?;
+        let copied = Command::new("cp")
+            .args(["-a", "--sparse=always"])
+            .arg(before.join("."))
+            .arg(&home)
+            .status();
+        assert!(copied.unwrap().success(), "copy the node's files");
+        self.restart(who);
+        Some(mounted)
+    }
+
     /// The directory of a node's volume.
     pub fn volume(&self, node: &str, volume: &str) -> PathBuf {
         self.dir.path().join(node).join("volumes").join(volume)

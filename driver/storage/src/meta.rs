@@ -51,6 +51,8 @@ impl MetaFile {
                 format!("metadata file {shown} stays shorter than {bytes} bytes"),
             ));
         }
+        crate::open::read_anew(&file)
+            .map_err(|e| Error::io(format!("read metadata file {shown} anew"), e))?;
         // SAFETY: the file is ours and locked with its volume; nobody truncates it. If somebody
         // does, or the disk fails, the SIGBUS handler watches this range.
         let map = unsafe { memmap2::MmapOptions::new().len(bytes).map_mut(&file) }

@@ -1,6 +1,7 @@
 //! Opening an image: what kind of file, how large, aligned to what, and ours alone.
 
 use block::{Error, ErrorKind, ImageMark, Result};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use std::fs::{File, OpenOptions as FsOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -63,6 +64,19 @@ pub struct ImageFile {
     pub(crate) punches: bool,
 }
 
+/// Have a file's content come from its disk again. A sync that failed in an earlier process was told once;
+/// the pages that it could not write are clean since, and are served for as long as the kernel has room for
+/// them. What they say was never written, and another sync of them succeeds.
+pub(crate) fn read_anew(file: &File) -> io::Result<()> {
+    // Pages that still wait to be written stay. Should that fail, the next sync says so.
+    Ok(posix_fadvise(
+        file,
+        0,
+        0,
+        PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+    )?)
+}
+
 /// The unit assumed where the kernel does not tell: no disk has larger sectors.
 const UNIT_UNKNOWN: u32 = 4096;
 
@@ -98,6 +112,7 @@ impl ImageFile {
             ));
         }
         lock(&plain, path, options.read_only)?;
+        read_anew(&plain).map_err(|e| Error::io(format!("read image {shown} anew"), e))?;
         // Before anything is tried on it that its file system could take for a change.
         let mark = crate::mark(&plain)?;
         let punches = !options.read_only && (device || can_punch(&plain, size));

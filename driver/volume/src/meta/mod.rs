@@ -11,7 +11,9 @@
 //! because writes wait for it; in return an intent page of which a slot has rotted counts as all set.
 //!
 //! After a process died, the file as read may be newer than what its disk holds. So opening begins
-//! with an fdatasync that writes nothing, and until then nothing is believed and nothing overwritten.
+//! with an fdatasync of what waits to be written, and until then nothing is believed and nothing
+//! overwritten. What an fdatasync of an earlier process failed to write does not wait any more; so the file
+//! must be read from its disk, not from pages that the kernel has left.
 
 pub(crate) mod page;
 pub(crate) mod superblock;
