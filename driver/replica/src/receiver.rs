@@ -1,7 +1,7 @@
 //! The receiving side of one replica.
 //!
 //! ```text
-//!   open: redo a committed epoch, or drop what was staged
+//!   open: redo a committed epoch, or drop what was staged; tell the volume of a later generation
 //!   serve, a connection:
 //!     fence (durably) ─► HelloAck ─► frames
 //!
@@ -78,7 +78,29 @@ impl<D: Disk, G: Target> Receiver<D, G> {
             poisoned: Cell::new(false),
         };
         receiver.recover().await?;
+        receiver.warn_volume().await?;
         Ok(receiver)
+    }
+
+    /// The record obeyed a generation that the volume's metadata has not seen: that was put back from
+    /// before, and may say that this node owns the volume.
+    async fn warn_volume(&self) -> Result<()> {
+        let obeyed = self.store.get().generation;
+        if obeyed > self.target.seen().await? {
+            self.target.observe(obeyed).await?;
+        }
+        Ok(())
+    }
+
+    /// The volume was given up here, and somebody has taken it: have the copy's record know it too, so
+    /// that it does not hang on one file who owned the volume last. Nothing else may write it meanwhile.
+    pub async fn remember(&self) -> Result<()> {
+        let before = self.store.get();
+        let proven = proven(before, self.target.gave_up().await?);
+        if proven != before {
+            self.save(proven).await?;
+        }
+        Ok(())
     }
 
     /// What the copy is.
@@ -233,15 +255,7 @@ impl<D: Disk, G: Target> Receiver<D, G> {
     ) -> Result<Option<Generation>> {
         let before = self.store.get();
         let gave_up = self.target.gave_up().await?;
-        let record = match gave_up {
-            // The record of the ownership that ended here proves what the image is.
-            Some((next, epoch)) if before.generation < next => Record {
-                generation: next,
-                epoch,
-                state: State::Consistent,
-            },
-            _ => before,
-        };
+        let record = proven(before, gave_up);
         if generation < record.generation {
             // Only a generation that was owned is told. One that was offered may not have been taken, and
             // a target that heard of it would refuse its own.
@@ -276,5 +290,17 @@ impl<D: Disk, G: Target> Receiver<D, G> {
             self.save(record).await?;
         }
         Ok(None)
+    }
+}
+
+/// What a copy is, if its volume was given up: the record of the ownership that ended proves it.
+fn proven(before: Record, gave_up: Option<(Generation, Epoch)>) -> Record {
+    match gave_up {
+        Some((next, epoch)) if before.generation < next => Record {
+            generation: next,
+            epoch,
+            state: State::Consistent,
+        },
+        _ => before,
     }
 }

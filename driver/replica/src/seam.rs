@@ -148,6 +148,8 @@ pub trait Target {
     async fn observe(&self, generation: Generation) -> Result<()>;
     /// Take the volume in `generation` as of `epoch`, durably; the same call again is no error.
     async fn activate(&self, generation: Generation, epoch: Epoch) -> Result<()>;
+    /// The highest generation that the volume's own record has seen.
+    async fn seen(&self) -> Result<Generation>;
     /// The generation in which this node owns the volume, if it does.
     async fn owned(&self) -> Result<Option<Generation>>;
     /// The generation for which this node gave the volume away, if that was its last part, and the epoch

@@ -152,6 +152,10 @@ pub struct SimTarget {
 }
 
 impl Target for SimTarget {
+    async fn seen(&self) -> Result<Generation> {
+        Ok(self.host.call(|v, _| v.seen()))
+    }
+
     async fn observe(&self, generation: Generation) -> Result<()> {
         self.host.control(|v, now| v.observe(now, generation)).await
     }

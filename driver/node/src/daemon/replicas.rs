@@ -28,6 +28,8 @@ pub(super) struct Kept {
     handle: ReplicaHandle,
     pub status: ReplicaStatus,
     pub address: SocketAddr,
+    /// No replica is wanted there: its node is asked who owns the volume.
+    pub only_asks: bool,
     /// Where guests find the node, once the volume is handed over to it.
     new_owner: Arc<Mutex<Option<SocketAddr>>>,
     to: NodeName,
@@ -76,6 +78,7 @@ impl Kept {
             handle: sending.add(spec).await?,
             status,
             address: record.address,
+            only_asks: false,
             new_owner,
             to,
         })

@@ -27,6 +27,8 @@ struct Inner {
     seed: Option<v1::SeedProgress>,
     increments: VecDeque<v1::Increment>,
     trouble: String,
+    /// Its node has said something.
+    heard: bool,
     /// When what the replica has was the present.
     as_of: Option<Instant>,
 }
@@ -72,6 +74,7 @@ impl ReplicaStatus {
     pub(super) fn take(&self, news: &News) {
         let mut inner = self.inner();
         let before = inner.state;
+        inner.heard |= !matches!(news, News::Away(_));
         match news {
             News::Event(Event::Seeding(p)) => {
                 inner.state = v1::ReplicaState::Seeding;
@@ -102,7 +105,7 @@ impl ReplicaStatus {
                 });
             }
             News::Committed(increment) => inner.committed(increment),
-            News::Failed(why) => {
+            News::Failed(why) | News::Away(why) => {
                 tracing::warn!("replica: {why}");
                 inner.trouble.clone_from(why);
             }
@@ -112,10 +115,9 @@ impl ReplicaStatus {
         }
     }
 
-    /// Whether its node has answered, or cannot be reached.
+    /// Whether its node has answered.
     pub(super) fn has_heard(&self) -> bool {
-        let inner = self.inner();
-        inner.state != v1::ReplicaState::Unspecified || !inner.trouble.is_empty()
+        self.inner().heard
     }
 
     pub(super) fn mirroring(&self) {

@@ -30,8 +30,8 @@ use volume::{CursorName, Role};
 
 /// From one increment of a replica to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long a node that starts waits for those who have copies of its volumes. One that is away is
-/// noticed at once if its host answers, so this is for hosts that do not.
+/// How long a node that starts waits for those who have copies of its volumes. One that refuses the
+/// connection may be starting, too, as after a power cut.
 const PEERS_PATIENCE: Duration = Duration::from_secs(2);
 /// How often it is looked whether they have answered.
 const PEERS_PAUSE: Duration = Duration::from_millis(10);
@@ -127,6 +127,7 @@ impl Volumes {
             };
             volumes.write().insert(name, slot);
         }
+        volumes.receiving.listen().await?;
         volumes.ask_peers().await;
         Ok(volumes)
     }
@@ -383,12 +384,15 @@ impl Volumes {
             interval_ms: u64::try_from(INTERVAL.as_millis()).unwrap_or(u64::MAX),
             rate_bytes_per_second: 0,
         };
-        let kept = self
-            .replicate(name, hosted, &record, &SeedOrder::default())
+        let mut kept = self
+            .start(name, hosted, &record, &SeedOrder::default())
             .await?;
+        kept.only_asks = true;
+        hosted.replicas().insert(node.clone(), kept.clone());
         let replicas = Arc::clone(&hosted.replicas);
         tokio::spawn(async move {
-            while kept.is_running() && !kept.status.has_heard() {
+            let until = Instant::now() + PEERS_PATIENCE;
+            while kept.is_running() && !kept.status.has_heard() && Instant::now() < until {
                 tokio::time::sleep(PEERS_PAUSE).await;
             }
             if let Err(e) = kept.stop().await {
@@ -410,11 +414,23 @@ impl Volumes {
         let node = record.name()?;
         let known = hosted.replicas().get(&node).cloned();
         if let Some(kept) = known {
-            if kept.is_running() && kept.address == record.address {
+            if kept.is_running() && kept.address == record.address && !kept.only_asks {
                 return Ok(kept);
             }
             kept.stop().await?;
         }
+        let kept = self.start(name, hosted, record, order).await?;
+        hosted.replicas().insert(node, kept.clone());
+        Ok(kept)
+    }
+
+    async fn start(
+        &self,
+        name: &VolumeName,
+        hosted: &Hosted,
+        record: &ReplicaRecord,
+        order: &SeedOrder,
+    ) -> Result<Kept> {
         let source = Source {
             name: name.clone(),
             id: hosted.id,
@@ -422,9 +438,7 @@ impl Volumes {
             image: hosted.image.share()?,
         };
         let changed = Arc::clone(&self.changed);
-        let kept = Kept::start(&self.sending, source, record, order, changed).await?;
-        hosted.replicas().insert(node, kept.clone());
-        Ok(kept)
+        Kept::start(&self.sending, source, record, order, changed).await
     }
 }
 
@@ -433,7 +447,7 @@ async fn report_replicas(hosted: &Hosted) -> Vec<ReplicaReport> {
     let kept: Vec<_> = hosted
         .replicas()
         .iter()
-        .filter(|(_, kept)| kept.is_running())
+        .filter(|(_, kept)| kept.is_running() && !kept.only_asks)
         .map(|(node, kept)| (node.clone(), kept.status.clone()))
         .collect();
     let names: Vec<_> = kept.iter().map(|(node, _)| node.clone()).collect();
@@ -743,6 +757,14 @@ impl NodeOps for Volumes {
             report.converging,
         );
         let _one = self.changing.lock().await;
-        hosted.retire().await
+        let concluded = match hosted.retire().await {
+            Ok(()) => self.receiving.remember(hosted.id).await,
+            failed => failed,
+        };
+        if let Err(e) = concluded {
+            // The volume has moved all the same; the next owner here forgets them first.
+            tracing::warn!("forget the replicas of {}: {e}", handover.volume);
+        }
+        Ok(())
     }
 }

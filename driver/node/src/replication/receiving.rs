@@ -54,6 +54,8 @@ enum Order {
     Add(Box<StandbySpec>, oneshot::Sender<Result<()>>),
     Remove(VolumeId, oneshot::Sender<()>),
     Record(VolumeId, oneshot::Sender<Option<Record>>),
+    Remember(VolumeId, oneshot::Sender<Result<()>>),
+    Listen,
     Stop,
 }
 
@@ -78,7 +80,8 @@ fn gone() -> Error {
 }
 
 impl Receiving {
-    /// Take connections from `listener` with a thread of its own.
+    /// Take connections from `listener` with a thread of its own, once that is told to
+    /// [listen](Receiving::listen).
     pub fn start(listener: std::net::TcpListener) -> Result<Receiving> {
         let address = listener
             .local_addr()
@@ -101,6 +104,12 @@ impl Receiving {
         self.address
     }
 
+    /// Take connections from now on. Who came before has waited: a node that is not ready knows of no
+    /// volume, and to say so would be the wrong answer.
+    pub async fn listen(&self) -> Result<()> {
+        self.orders.send(Order::Listen).await.map_err(|_| gone())
+    }
+
     /// Take the replication of a standby volume.
     pub async fn add(&self, spec: StandbySpec) -> Result<()> {
         self.ask(|answer| Order::Add(Box::new(spec), answer))
@@ -115,6 +124,11 @@ impl Receiving {
     /// What the copy of a volume is; `None` if it is no standby here.
     pub async fn record(&self, id: VolumeId) -> Result<Option<Record>> {
         self.ask(|answer| Order::Record(id, answer)).await
+    }
+
+    /// A volume was given up, and taken by another node: see [`Receiver::remember`].
+    pub async fn remember(&self, id: VolumeId) -> Result<()> {
+        self.ask(|answer| Order::Remember(id, answer)).await?
     }
 
     async fn ask<R>(&self, order: impl FnOnce(oneshot::Sender<R>) -> Order) -> Result<R> {
@@ -138,7 +152,8 @@ impl Receiving {
 
 async fn run(listener: TcpListener, mut orders: mpsc::Receiver<Order>) {
     let standbys = Standbys::default();
-    let accepting = tokio_uring::spawn(accept(listener, standbys.clone()));
+    let mut listener = Some(listener);
+    let mut accepting = None;
     while let Some(order) = orders.recv().await {
         match order {
             Order::Add(spec, answer) => {
@@ -165,10 +180,27 @@ async fn run(listener: TcpListener, mut orders: mpsc::Receiver<Order>) {
                 let standby = standbys.borrow().get(&id).cloned();
                 let _ = answer.send(standby.map(|s| s.receiver.record()));
             }
+            Order::Remember(id, answer) => {
+                let standby = standbys.borrow().get(&id).cloned();
+                tokio_uring::spawn(async move {
+                    let remembered = match standby {
+                        Some(standby) => standby.remember().await,
+                        None => Ok(()),
+                    };
+                    let _ = answer.send(remembered);
+                });
+            }
+            Order::Listen => {
+                if let Some(listener) = listener.take() {
+                    accepting = Some(tokio_uring::spawn(accept(listener, standbys.clone())));
+                }
+            }
             Order::Stop => break,
         }
     }
-    accepting.abort();
+    if let Some(accepting) = accepting {
+        accepting.abort();
+    }
     let all = std::mem::take(&mut *standbys.borrow_mut());
     for standby in all.into_values() {
         standby.end().await;
@@ -274,6 +306,14 @@ async fn receive(
 }
 
 impl Standby {
+    async fn remember(&self) -> Result<()> {
+        // A source that is served has had it written already.
+        match self.serving.try_lock() {
+            Ok(_serving) => self.receiver.remember().await,
+            Err(_) => Ok(()),
+        }
+    }
+
     /// End the connection and wait until its writes have ended too.
     async fn end(&self) {
         if let Some(tcp) = self.current.borrow_mut().take() {

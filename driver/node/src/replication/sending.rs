@@ -43,6 +43,8 @@ pub enum News {
     Committed(Increment),
     /// The session failed and will be tried again.
     Failed(String),
+    /// As that, and perhaps nobody was there to say anything.
+    Away(String),
 }
 
 /// A replica to be kept.
@@ -227,7 +229,16 @@ async fn keep(spec: ReplicaSpec, orders: mpsc::Receiver<Task>) {
         let order = match kept.session(&mut orders, &mut wait).await {
             Ok(order) => order,
             Err(e) => {
-                news(&News::Failed(e.to_string()));
+                let away = matches!(
+                    e.kind(),
+                    ErrorKind::Disconnected | ErrorKind::Timeout | ErrorKind::Io
+                );
+                let why = e.to_string();
+                news(&if away {
+                    News::Away(why)
+                } else {
+                    News::Failed(why)
+                });
                 let order = tokio::time::timeout(wait, orders.next()).await;
                 wait = (wait * 2).min(RETRY_AT_MOST);
                 let Ok(order) = order else { continue };

@@ -51,6 +51,10 @@ impl Target for ShardTarget {
         Ok(())
     }
 
+    async fn seen(&self) -> Result<Generation> {
+        self.handle.call(|v, _| v.seen()).await
+    }
+
     async fn gave_up(&self) -> Result<Option<(Generation, Epoch)>> {
         self.handle.call(|v, _| v.gave_up()).await
     }

@@ -119,6 +119,7 @@ impl Pair {
             succession: Arc::new(Nobody),
         };
         receiving.add(standby).await.unwrap();
+        receiving.listen().await.unwrap();
         Pair {
             dirs,
             engines,
@@ -214,7 +215,7 @@ async fn follow(told: mpsc::Receiver<News>, commits: usize) -> (Seeding, Epoch) 
             match told.recv_timeout(Duration::from_secs(30)).unwrap() {
                 News::Seeded(s) => seeded = Some(s),
                 News::Committed(i) => epochs.push(i.epoch),
-                News::Failed(e) => panic!("{e}"),
+                News::Failed(e) | News::Away(e) => panic!("{e}"),
                 News::Event(_) => {}
             }
         }

@@ -359,6 +359,9 @@ impl Target for MemTarget {
         self.activations.set(self.activations.get() + 1);
         Ok(())
     }
+    async fn seen(&self) -> Result<Generation> {
+        Ok(self.seen.get())
+    }
     async fn owned(&self) -> Result<Option<Generation>> {
         Ok(self.owned.get())
     }
