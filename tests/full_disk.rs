@@ -11,6 +11,7 @@ mod fleet_processes;
 mod serving;
 
 use fleet_processes::{Fleet, VOLUME, Who};
+use nix::sys::signal::Signal;
 use node::client::Client;
 use node::{Error, ErrorKind};
 use proto::v1::{ReplicaState, VolumeRole};
@@ -150,17 +151,32 @@ fn a_full_volume_goes_on_when_there_is_room_and_its_neighbour_notices_nothing() 
     }
 }
 
-/// Moves a stopped node's files onto the small file system.
-fn move_to(small: &Small, files: &Path) {
-    succeeds(
-        "cp",
-        &[
-            "-a",
-            "--sparse=always",
-            &format!("{}/.", files.display()),
-            small.path().to_str().unwrap(),
-        ],
-    );
+/// Writes what no compression shrinks.
+fn fill_noise(to: &mut Client, from: u64, upto: u64, seed: u64) {
+    let mut random = Random(seed);
+    for mib in from..upto {
+        let words = (0..MIB / 8).flat_map(|_| random.next().to_le_bytes());
+        to.write(mib * MIB, &words.collect::<Vec<u8>>(), false)
+            .unwrap();
+    }
+}
+
+/// The replica on b is as node a's volume is.
+fn same_bytes(fleet: &Fleet) {
+    fleet.until("the replica has the same bytes", || {
+        let replica = fleet.replica()?;
+        (replica.state() == ReplicaState::Consistent).then_some(())?;
+        let [a, b] =
+            ["a", "b"].map(|n| std::fs::read(fleet.volume(n, VOLUME).join("image")).unwrap());
+        (a == b).then_some(())
+    });
+}
+
+fn says_no_space(fleet: &Fleet) {
+    fleet.until("the source says what its replica lacks", || {
+        let replica = fleet.replica()?;
+        replica.trouble.contains("No space left").then_some(())
+    });
 }
 
 /// A node's directory is full: what is there goes on (its metadata was reserved), what would need room is
@@ -168,17 +184,9 @@ fn move_to(small: &Small, files: &Path) {
 #[test]
 fn a_full_node_makes_nothing_new_and_serves_what_it_has() {
     let mut fleet = Fleet::start();
-    fleet.terminate(Who::Source);
-    let home = fleet.volume("a", "x");
-    let home = home.parent().unwrap().parent().unwrap().to_owned();
-    let elsewhere = home.with_extension("before");
-    std::fs::rename(&home, &elsewhere).unwrap();
-    std::fs::create_dir(&home).unwrap();
-    let Some(small) = Small::new(64, Some(&home)) else {
+    let Some(small) = fleet.move_home(Who::Source, |home| Small::new(64, Some(home))) else {
         return;
     };
-    move_to(&small, &elsewhere);
-    fleet.restart(Who::Source);
     fleet.run(&["volume", "create", VOLUME, "--size", "16M", "--node", "a"]);
     let mut to = client(&fleet, "a", VOLUME);
     fill(&mut to, 0, 16, 1).unwrap();
@@ -203,39 +211,81 @@ fn a_full_node_makes_nothing_new_and_serves_what_it_has() {
 #[test]
 fn a_full_replica_waits_for_room_and_the_source_serves_on() {
     let mut fleet = Fleet::start();
-    fleet.terminate(Who::Target);
-    let home = fleet.volume("b", "x");
-    let home = home.parent().unwrap().parent().unwrap().to_owned();
-    let elsewhere = home.with_extension("before");
-    std::fs::rename(&home, &elsewhere).unwrap();
-    std::fs::create_dir(&home).unwrap();
-    let Some(small) = Small::new(96, Some(&home)) else {
+    let Some(small) = fleet.move_home(Who::Target, |home| Small::new(96, Some(home))) else {
         return;
     };
-    move_to(&small, &elsewhere);
-    fleet.restart(Who::Target);
     fleet.run(&["volume", "create", VOLUME, "--size", "32M", "--node", "a"]);
     let mut to = client(&fleet, "a", VOLUME);
-    let mut random = Random(2);
-    for mib in 0..32 {
-        let words = (0..MIB / 8).flat_map(|_| random.next().to_le_bytes());
-        to.write(mib * MIB, &words.collect::<Vec<u8>>(), false)
-            .unwrap();
-    }
+    fill_noise(&mut to, 0, 32, 2);
     small.fill_but(16);
     fleet.run(&["replica", "add", VOLUME, "--to", "b", "--no-wait"]);
-    fleet.until("the source says what its replica lacks", || {
-        let replica = fleet.replica()?;
-        replica.trouble.contains("No space left").then_some(())
-    });
+    says_no_space(&fleet);
     to.write(0, &[1; 4096], true).expect("the source serves on");
 
     small.make_room();
-    fleet.until("the replica is whole", || {
-        let replica = fleet.replica()?;
-        (replica.state() == ReplicaState::Consistent).then_some(())?;
-        let [a, b] =
-            ["a", "b"].map(|n| std::fs::read(fleet.volume(n, VOLUME).join("image")).unwrap());
-        (a == b).then_some(())
-    });
+    same_bytes(&fleet);
+}
+
+/// The source is full to the last block. Intents are pages that were reserved with the volume, so a write
+/// into an area that had none is taken, and its replica gets it.
+#[test]
+fn intents_need_no_room() {
+    let mut fleet = Fleet::start();
+    let Some(small) = fleet.move_home(Who::Source, |home| Small::new(64, Some(home))) else {
+        return;
+    };
+    fleet.run(&["volume", "create", VOLUME, "--size", "16M", "--node", "a"]);
+    let mut to = client(&fleet, "a", VOLUME);
+    fill_noise(&mut to, 0, 16, 3);
+    let bound = ["--consistency", "bounded=500ms"];
+    fleet.run(&[&["replica", "add", VOLUME, "--to", "b"], &bound[..]].concat());
+    same_bytes(&fleet);
+    small.fill_but(0);
+    for mib in (0..16).step_by(3) {
+        to.write(mib * MIB, &[4; 8192], true)
+            .expect("an overwrite in an area without an intent");
+    }
+    same_bytes(&fleet);
+}
+
+/// A replica's node has no room to stage an increment: its copy stays the point in time that it is, the
+/// source says why and serves on, and with room the replica catches up. A cutover there is refused
+/// meanwhile, with the reason, and the source owns the volume.
+#[test]
+fn an_increment_and_a_cutover_wait_for_room_to_stage() {
+    let mut fleet = Fleet::start();
+    let Some(small) = fleet.move_home(Who::Target, |home| Small::new(96, Some(home))) else {
+        return;
+    };
+    fleet.run(&["volume", "create", VOLUME, "--size", "24M", "--node", "a"]);
+    let mut to = client(&fleet, "a", VOLUME);
+    fill_noise(&mut to, 0, 24, 4);
+    let bound = ["--consistency", "bounded=500ms"];
+    fleet.run(&[&["replica", "add", VOLUME, "--to", "b"], &bound[..]].concat());
+    same_bytes(&fleet);
+    small.fill_but(4);
+    let point = std::fs::read(fleet.volume("b", VOLUME).join("image")).unwrap();
+    // An increment takes what has come by then: whole, this one does not fit.
+    fleet.signal(Who::Target, Signal::SIGSTOP);
+    fill_noise(&mut to, 0, 20, 5);
+    to.write(0, &[1; 4096], true).unwrap();
+    fleet.signal(Who::Target, Signal::SIGCONT);
+    says_no_space(&fleet);
+    to.write(MIB, &[2; 4096], true)
+        .expect("the source serves on");
+
+    let said = fleet.refused(&["cutover", VOLUME, "--to", "b"]);
+    assert!(said.contains("No space left"), "{said}");
+    assert_eq!(fleet.role(Who::Source), Some(VolumeRole::Owner));
+    assert_eq!(fleet.role(Who::Target), Some(VolumeRole::Standby));
+    to.write(2 * MIB, &[3; 4096], true).expect("and on");
+    let now = std::fs::read(fleet.volume("b", VOLUME).join("image")).unwrap();
+    assert!(now == point, "the copy is no point in time any more");
+
+    small.make_room();
+    same_bytes(&fleet);
+    fleet.run(&["cutover", VOLUME, "--to", "b"]);
+    assert_eq!(fleet.role(Who::Target), Some(VolumeRole::Owner));
+    to.write(3 * MIB, &[4; 4096], true)
+        .expect("through the former owner");
 }
