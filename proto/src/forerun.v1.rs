@@ -79,6 +79,9 @@ pub struct VolumeReport {
     pub uris: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, tag = "10")]
     pub trouble: ::prost::alloc::string::String,
+    /// Of a standby: what its copy is. `epoch` is that of a consistent one.
+    #[prost(enumeration = "ReplicaState", tag = "11")]
+    pub copy: i32,
 }
 /// Totals since the node started.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -286,7 +289,10 @@ impl CutoverPhase {
 pub struct StartRequest {
     #[prost(string, tag = "1")]
     pub operation_id: ::prost::alloc::string::String,
-    #[prost(oneof = "start_request::Command", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(
+        oneof = "start_request::Command",
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+    )]
     pub command: ::core::option::Option<start_request::Command>,
 }
 /// Nested message and enum types in `StartRequest`.
@@ -313,6 +319,8 @@ pub mod start_request {
         RetireNode(super::RetireNode),
         #[prost(message, tag = "11")]
         ResizeNode(super::ResizeNode),
+        #[prost(message, tag = "12")]
+        Failover(super::Failover),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -371,6 +379,18 @@ pub struct Cutover {
     pub volume: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub to: ::prost::alloc::string::String,
+}
+/// Have a replica take the place of an owner that is gone for good.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Failover {
+    #[prost(string, tag = "1")]
+    pub volume: ::prost::alloc::string::String,
+    /// Empty: the replica that is the furthest.
+    #[prost(string, tag = "2")]
+    pub to: ::prost::alloc::string::String,
+    /// Whoever asks has made sure that the owner serves nobody.
+    #[prost(bool, tag = "3")]
+    pub owner_is_off: bool,
 }
 /// Make a node at a site, and seed copies of volumes to it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2440,6 +2460,32 @@ pub struct CutoverRequest {
     #[prost(string, tag = "5")]
     pub nbd_address: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TakeOverRequest {
+    #[prost(string, tag = "1")]
+    pub operation_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub volume: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub id: ::prost::alloc::string::String,
+    /// That to own it in.
+    #[prost(uint64, tag = "4")]
+    pub generation: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeposeRequest {
+    #[prost(string, tag = "1")]
+    pub operation_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub volume: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub id: ::prost::alloc::string::String,
+    /// That in which another node owns it.
+    #[prost(uint64, tag = "4")]
+    pub generation: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeposeResponse {}
 /// Generated client implementations.
 pub mod node_client {
     #![allow(
@@ -2706,6 +2752,45 @@ pub mod node_client {
             req.extensions_mut().insert(GrpcMethod::new("forerun.v1.Node", "Cutover"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// To a node with a consistent copy: own the volume, because its owner is gone for good. The report says
+        /// of which epoch the copy is.
+        pub async fn take_over(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TakeOverRequest>,
+        ) -> std::result::Result<tonic::Response<super::VolumeReport>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/forerun.v1.Node/TakeOver");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("forerun.v1.Node", "TakeOver"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// To a former owner that was away when another node took the volume over: serve it no longer.
+        pub async fn depose(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeposeRequest>,
+        ) -> std::result::Result<tonic::Response<super::DeposeResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/forerun.v1.Node/Depose");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("forerun.v1.Node", "Depose"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2772,6 +2857,17 @@ pub mod node_server {
             &self,
             request: tonic::Request<super::CutoverRequest>,
         ) -> std::result::Result<tonic::Response<Self::CutoverStream>, tonic::Status>;
+        /// To a node with a consistent copy: own the volume, because its owner is gone for good. The report says
+        /// of which epoch the copy is.
+        async fn take_over(
+            &self,
+            request: tonic::Request<super::TakeOverRequest>,
+        ) -> std::result::Result<tonic::Response<super::VolumeReport>, tonic::Status>;
+        /// To a former owner that was away when another node took the volume over: serve it no longer.
+        async fn depose(
+            &self,
+            request: tonic::Request<super::DeposeRequest>,
+        ) -> std::result::Result<tonic::Response<super::DeposeResponse>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct NodeServer<T> {
@@ -3192,6 +3288,92 @@ pub mod node_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/forerun.v1.Node/TakeOver" => {
+                    #[allow(non_camel_case_types)]
+                    struct TakeOverSvc<T: Node>(pub Arc<T>);
+                    impl<T: Node> tonic::server::UnaryService<super::TakeOverRequest>
+                    for TakeOverSvc<T> {
+                        type Response = super::VolumeReport;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TakeOverRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Node>::take_over(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TakeOverSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/forerun.v1.Node/Depose" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeposeSvc<T: Node>(pub Arc<T>);
+                    impl<T: Node> tonic::server::UnaryService<super::DeposeRequest>
+                    for DeposeSvc<T> {
+                        type Response = super::DeposeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeposeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Node>::depose(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeposeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -11,6 +11,7 @@ mod controller;
 mod cutover;
 mod demo;
 mod events;
+mod failover;
 mod failure;
 mod forecast;
 mod node;
@@ -97,6 +98,8 @@ enum Verb {
     Replica(replica::Verb),
     /// Move a volume to another node while its guest runs
     Cutover(cutover::Args),
+    /// Have a replica take the place of an owner that is gone for good
+    Failover(failover::Args),
     /// List the nodes that registered, and what they hold
     NodeList,
     /// Make nodes at a site, destroy and replace them
@@ -158,6 +161,7 @@ fn run(cli: Cli, out: &Out) -> Result<(), Failure> {
         Verb::Attach { volume } => block_on(attach::run(volume, controller, out)),
         Verb::Replica(verb) => block_on(replica::run(verb, controller, out)),
         Verb::Cutover(args) => block_on(cutover::run(args, controller, out)),
+        Verb::Failover(args) => block_on(failover::run(args, controller, out)),
         Verb::NodeList => block_on(nodes::list(controller, out)),
         Verb::Provision(verb) => block_on(provision::run(verb, controller, out)),
         Verb::Plan(args) => plan::run(&args, controller, out),

@@ -66,6 +66,15 @@ pub fn command(request: Option<start_request::Command>, id: VolumeId) -> Result<
             volume: c.volume.parse()?,
             to: c.to.parse()?,
         },
+        C::Failover(c) => Command::Failover {
+            volume: c.volume.parse()?,
+            to: if c.to.is_empty() {
+                None
+            } else {
+                Some(c.to.parse()?)
+            },
+            owner_is_off: c.owner_is_off,
+        },
         C::GrowNode(_) | C::RetireNode(_) | C::ResizeNode(_) => {
             return Err(Error::new(
                 ErrorKind::Unsupported,

@@ -62,9 +62,17 @@ impl<S: Store, N: Nodes> Controller<S, N> {
     async fn log(&self, id: &OperationId, command: &Command) -> Result<Option<Operation>> {
         let read = self.inner.records.volume(command.volume()).await?;
         let nodes = self.node_views().await?;
+        let busy = read.as_ref().and_then(|r| r.record.operation.as_ref());
+        let running = match busy {
+            Some(id) => self.inner.records.operation(id).await?,
+            None => None,
+        };
+        let copies = read.as_ref().map(|r| self.said_of_copies(&r.record));
         let view = View {
             volume: read.as_ref().map(|r| &r.record),
             nodes: &nodes,
+            running: running.as_ref().map(|r| &r.record.command),
+            copies: copies.as_deref().unwrap_or_default(),
         };
         let plan = plan(id, command, &view)?;
         let operation = Operation {
@@ -86,12 +94,21 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         expect_no_operation(&mut t, id);
         put_volume(&mut t, command.volume(), Some(&plan.volume))?;
         put_operation(&mut t, &operation)?;
-        let begun = happening(
+        let mut happenings = Vec::new();
+        if let Some(replaced) = running.filter(|r| plan.instead_of.as_ref() == Some(&r.record.id)) {
+            let mut ended = replaced.record.clone();
+            ended.state = State::Undoing;
+            ended.error = Some(format!("{} takes its place", described(command)));
+            happenings.push(end(&mut ended));
+            replaced.expect(&mut t);
+            put_operation(&mut t, &ended)?;
+        }
+        happenings.push(happening(
             &operation,
             "operation-begun",
             format!("{} begun", described(command)),
-        );
-        Ok(self.commit(t, vec![begun]).await?.then_some(operation))
+        ));
+        Ok(self.commit(t, happenings).await?.then_some(operation))
     }
 
     /// Commit, and tell those who follow the events.

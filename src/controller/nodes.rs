@@ -36,6 +36,8 @@ pub enum Request {
     StartReplica(v1::StartReplicaRequest),
     StopReplica(v1::StopReplicaRequest),
     Cutover(v1::CutoverRequest),
+    TakeOver(v1::TakeOverRequest),
+    Depose(v1::DeposeRequest),
 }
 
 /// Whoever carries calls to nodes.
@@ -116,6 +118,24 @@ pub fn call_for(
                 operation_id,
                 volume,
                 node: node.to_string(),
+            }),
+        },
+        Effect::TakeOver { by } => Call {
+            to: find(by)?,
+            request: Request::TakeOver(v1::TakeOverRequest {
+                operation_id,
+                volume,
+                id: v.id.to_string(),
+                generation: v.generation + 1,
+            }),
+        },
+        Effect::Depose { node } => Call {
+            to: find(node)?,
+            request: Request::Depose(v1::DeposeRequest {
+                operation_id,
+                volume,
+                id: v.id.to_string(),
+                generation: v.generation,
             }),
         },
         Effect::Cutover { to } => {
@@ -221,6 +241,17 @@ impl Nodes for GrpcNodes {
             }
             Request::StopReplica(r) => {
                 client.stop_replica(timed(r)).await.map_err(failed)?;
+                Ok(Answer::default())
+            }
+            Request::TakeOver(r) => {
+                let v = client.take_over(timed(r)).await.map_err(failed)?;
+                Ok(Answer {
+                    generation: v.into_inner().generation,
+                    ..Answer::default()
+                })
+            }
+            Request::Depose(r) => {
+                client.depose(timed(r)).await.map_err(failed)?;
                 Ok(Answer::default())
             }
             Request::Cutover(r) => {

@@ -5,10 +5,13 @@ use super::heat::Heat;
 use super::records::Happening;
 use super::traffic::Traffic;
 use super::{Controller, Nodes};
-use crate::fleet::{NodeView, Volume};
+use crate::fleet::{Copy, NodeView, Volume};
 use crate::store::{Store, Transaction};
 use node::{NodeName, Result};
-use proto::v1::{self, HeartbeatRequest, IoCounters, NodeMetrics, PeerLatency, VolumeReport};
+use proto::v1::{
+    self, HeartbeatRequest, IoCounters, NodeMetrics, PeerLatency, ReplicaState, VolumeReport,
+    VolumeRole,
+};
 use std::collections::HashMap;
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
@@ -139,6 +142,26 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 }
             })
             .collect())
+    }
+
+    /// What the nodes of a volume's replicas say of their copies.
+    pub(super) fn said_of_copies(&self, v: &Volume) -> Vec<Copy> {
+        let presence = &self.inner.presence;
+        let owner = presence.report(&v.owner, v.name.as_str());
+        let owner = owner.map(|(said, _)| said.replicas).unwrap_or_default();
+        let said = |node: &NodeName| {
+            let (said, _) = presence.report(node, v.name.as_str())?;
+            // One to which a dead owner gave the volume may own it by now.
+            let is_whole =
+                said.copy() == ReplicaState::Consistent || said.role() == VolumeRole::Owner;
+            let seen = owner.iter().find(|r| r.node == node.as_str());
+            Some(Copy {
+                node: node.clone(),
+                epoch: is_whole.then_some(said.epoch),
+                lag_bytes: seen.map(|r| r.lag_bytes),
+            })
+        };
+        v.replicas.iter().filter_map(|r| said(&r.node)).collect()
     }
 
     /// Write an event that no record goes with.

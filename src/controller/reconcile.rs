@@ -40,6 +40,17 @@ fn is_settled(v: &Volume, said: &v1::VolumeReport) -> bool {
         && said.generation == v.generation
 }
 
+/// Whether what a node says of a volume is the part of a former owner that was away when the volume was
+/// taken over, or of one whose records were put back.
+fn is_bygone(v: &Volume, node: &NodeName, said: &v1::VolumeReport) -> bool {
+    let before = match said.role() {
+        v1::VolumeRole::Owner => v.generation,
+        v1::VolumeRole::Forwarding => v.taken,
+        _ => return false,
+    };
+    *node != v.owner && said.id == v.id.to_string() && said.generation < before
+}
+
 impl<S: Store, N: Nodes> Controller<S, N> {
     /// Take up every operation that has not ended.
     pub(super) async fn resume(&self) -> Result<()> {
@@ -63,7 +74,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         }
     }
 
-    async fn look_over(&self) -> Result<()> {
+    pub(super) async fn look_over(&self) -> Result<()> {
         for name in self.inner.presence.newly_lost() {
             self.tell(
                 "node-lost",
@@ -72,7 +83,22 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             )
             .await?;
         }
+        let nodes = self.inner.records.nodes().await?;
         for v in self.inner.records.volumes().await? {
+            for node in nodes.iter().map(|n| &n.name) {
+                let said = self.inner.presence.report(node, v.name.as_str());
+                if said.is_some_and(|(said, age)| age < EVERY && is_bygone(&v, node, &said)) {
+                    let effect = Effect::Depose { node: node.clone() };
+                    let text = format!(
+                        "{node} came back as the owner of an earlier generation and serves it no longer: \
+                         {} owns it in generation {}. `forerun replica add {} --to {node}` makes its copy \
+                         a replica, which overwrites what {node} alone has",
+                        v.owner, v.generation, v.name
+                    );
+                    self.set_right(&v, effect, ("owner-deposed", node.clone(), text))
+                        .await?;
+                }
+            }
             if let Some((said, age)) = self.inner.presence.report(&v.owner, v.name.as_str())
                 && age < EVERY
             {
@@ -103,7 +129,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         Ok(())
     }
 
-    /// Have the owner bring an effect about that the record wants, and tell of it.
+    /// Have a node bring an effect about that the record wants, and tell of it.
     async fn set_right(
         &self,
         v: &Volume,
@@ -120,7 +146,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         let id = format!("reconcile-{}", v.generation);
         let call = nodes::call_for(&id, "reconcile", &effect, v, &find)?;
         if let Err(e) = self.inner.nodes.call(call, |_| {}).await {
-            tracing::warn!(volume = %v.name, replica = %node, "{e}");
+            tracing::warn!(volume = %v.name, %node, "{e}");
             return Ok(()); // the next round tries again
         }
         let happening = Happening {

@@ -101,6 +101,8 @@ impl MortalNodes {
             Request::StartReplica(_) => "start",
             Request::StopReplica(_) => "stop",
             Request::Cutover(_) => "cutover",
+            Request::TakeOver(_) => "take over",
+            Request::Depose(_) => "depose",
         };
         if self.refuses == Some((node.as_str(), kind)) {
             return Err(Error::new(
@@ -173,6 +175,21 @@ impl MortalNodes {
                     .retain(|n| *n != r.node);
                 Ok(Answer::default())
             }
+            Request::TakeOver(r) => {
+                let copy = world.copies.get_mut(&key(&r.volume)).unwrap();
+                copy.owner = true;
+                copy.generation = r.generation;
+                Ok(Answer {
+                    generation: r.generation,
+                    ..Answer::default()
+                })
+            }
+            Request::Depose(r) => {
+                if let Some(copy) = world.copies.get_mut(&key(&r.volume)) {
+                    copy.owner = false;
+                }
+                Ok(Answer::default())
+            }
             Request::Cutover(r) => {
                 let source = world.copies.get_mut(&key(&r.volume)).unwrap();
                 if source.owner {
@@ -210,6 +227,8 @@ struct Fleet {
     store: Embedded,
     world: Arc<Mutex<World>>,
     refuses: Option<(&'static str, &'static str)>,
+    /// Sends no heartbeats.
+    silent: Option<&'static str>,
 }
 
 type Mortal = Controller<MortalStore, MortalNodes>;
@@ -237,6 +256,7 @@ impl Fleet {
             store,
             world: Arc::default(),
             refuses: None,
+            silent: None,
         }
     }
 
@@ -254,8 +274,18 @@ impl Fleet {
             .await
             .unwrap();
         for name in ["n1", "n2", "n3"] {
+            if self.silent == Some(name) {
+                continue;
+            }
+            let mut copy = proto::v1::VolumeReport {
+                name: "v".into(),
+                epoch: 5,
+                ..Default::default()
+            };
+            copy.set_copy(proto::v1::ReplicaState::Consistent);
             let beat = HeartbeatRequest {
                 name: name.into(),
+                volumes: vec![copy],
                 ..Default::default()
             };
             controller.inner.presence.heard(name.parse().unwrap(), beat);
@@ -463,6 +493,8 @@ fn an_owner_that_lost_a_replica_is_reminded_only_when_nothing_is_under_way() {
             rate_bytes_per_second: 0,
         }],
         forwarding_from: None,
+        taken: 0,
+        offered_to: None,
         operation: None,
     };
     let mut said = proto::v1::VolumeReport::default();
@@ -489,4 +521,71 @@ fn an_owner_that_lost_a_replica_is_reminded_only_when_nothing_is_under_way() {
     v.operation = None;
     said.generation = v.generation + 1;
     assert!(reconcile::unasked(&v, &said).is_empty());
+}
+
+/// The owner is off. Whatever moment the controller dies in, its successor has the replica take over once,
+/// in one generation, and the others follow.
+#[tokio::test]
+async fn a_controller_that_dies_in_a_failover_leaves_one_owner() {
+    let failover = Command::Failover {
+        volume: "v".parse().unwrap(),
+        to: Some("n2".parse().unwrap()),
+        owner_is_off: true,
+    };
+    for falls_at in 0.. {
+        let mut fleet = Fleet::new().await;
+        fleet.done("make", create()).await;
+        fleet.done("copy", add("n2")).await;
+        fleet.done("another", add("n3")).await;
+        fleet.silent = Some("n1");
+        let (operation, fell) = fleet.run("op", failover.clone(), falls_at).await;
+        assert_eq!(operation.state, State::Done, "{operation:?}");
+        let world = fleet.world.lock().unwrap().clone();
+        assert!(world.broken.is_empty(), "{:?}", world.broken);
+        let n2 = &world.copies[&("n2".to_owned(), "v".to_owned())];
+        assert_eq!((n2.owner, n2.generation), (true, 2), "falls at {falls_at}");
+        assert_eq!(n2.replicas, ["n3"]);
+        if !fell {
+            assert!(falls_at > 3, "the blade fell {falls_at} times only");
+            return;
+        }
+    }
+}
+
+/// A former owner comes back: what it says of itself is of an earlier generation, and it is told.
+#[tokio::test]
+async fn a_former_owner_that_comes_back_is_deposed() {
+    let mut fleet = Fleet::new().await;
+    fleet.done("make", create()).await;
+    fleet.done("copy", add("n2")).await;
+    fleet.silent = Some("n1");
+    let failover = Command::Failover {
+        volume: "v".parse().unwrap(),
+        to: None,
+        owner_is_off: true,
+    };
+    fleet.done("op", failover).await;
+    fleet.silent = None;
+    let controller = fleet.controller(&Guillotine::at(usize::MAX)).await;
+    let owned =
+        |node: &str| fleet.world.lock().unwrap().copies[&(node.to_owned(), "v".to_owned())].owner;
+    assert!(owned("n1") && owned("n2"), "the scene is wrong");
+    let id = controller.inner.records.volumes().await.unwrap()[0].id;
+    for (node, generation) in [("n1", 1), ("n2", 2)] {
+        let mut said = proto::v1::VolumeReport {
+            name: "v".into(),
+            id: id.to_string(),
+            generation,
+            ..Default::default()
+        };
+        said.set_role(proto::v1::VolumeRole::Owner);
+        let beat = HeartbeatRequest {
+            name: node.into(),
+            volumes: vec![said],
+            ..Default::default()
+        };
+        controller.inner.presence.heard(node.parse().unwrap(), beat);
+    }
+    controller.look_over().await.unwrap();
+    assert!(!owned("n1") && owned("n2"));
 }

@@ -82,6 +82,17 @@ pub enum Command {
         #[serde(with = "text")]
         to: NodeName,
     },
+    /// Have a replica take the place of an owner that is gone for good.
+    Failover {
+        /// Of which volume.
+        #[serde(with = "text")]
+        volume: VolumeName,
+        /// The new owner; `None` is whoever's copy is the furthest.
+        #[serde(with = "text::option")]
+        to: Option<NodeName>,
+        /// Whoever asks has made sure that the owner serves nobody.
+        owner_is_off: bool,
+    },
 }
 
 impl Command {
@@ -95,7 +106,8 @@ impl Command {
             | Command::Resize { volume, .. }
             | Command::AddReplica { volume, .. }
             | Command::RemoveReplica { volume, .. }
-            | Command::Cutover { volume, .. } => volume,
+            | Command::Cutover { volume, .. }
+            | Command::Failover { volume, .. } => volume,
         }
     }
 
@@ -103,7 +115,7 @@ impl Command {
     #[must_use]
     pub fn node(&self) -> Option<&NodeName> {
         match self {
-            Command::Create { node, .. } => node.as_ref(),
+            Command::Create { node, .. } | Command::Failover { to: node, .. } => node.as_ref(),
             Command::Import { node, .. }
             | Command::AddReplica { node, .. }
             | Command::RemoveReplica { node, .. }
@@ -123,6 +135,7 @@ impl Command {
             Command::AddReplica { .. } => "replica add",
             Command::RemoveReplica { .. } => "replica remove",
             Command::Cutover { .. } => "cutover",
+            Command::Failover { .. } => "failover",
         }
     }
 

@@ -6,6 +6,7 @@
 //! and the [`Change`] to the record once the call has succeeded.
 
 mod command;
+mod failover;
 mod nodes;
 mod operation;
 mod plan;
@@ -13,6 +14,7 @@ mod text;
 mod volume;
 
 pub use command::Command;
+pub use failover::Copy;
 pub use nodes::{Node, NodeView};
 pub use operation::{Operation, OperationId, Progress, State};
 pub use plan::{Answer, Change, Effect, Plan, Step, View, apply, plan, undo};

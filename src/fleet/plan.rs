@@ -3,6 +3,7 @@
 //! The order of steps is where safety lives: a standby exists before anybody sends to it, and a
 //! source forgets a replica before the replica's copy goes.
 
+use super::failover::{self, Copy};
 use super::{Command, Consistency, NodeView, OperationId, Progress, Replica, Status, Volume, text};
 use node::{Error, ErrorKind, NodeName, Result, VolumeName};
 use serde::{Deserialize, Serialize};
@@ -53,6 +54,18 @@ pub enum Effect {
         #[serde(with = "text")]
         to: NodeName,
     },
+    /// Have a former owner that was away serve the volume no longer.
+    Depose {
+        /// Who.
+        #[serde(with = "text")]
+        node: NodeName,
+    },
+    /// Have a replica's node own the volume, in the generation after the recorded one.
+    TakeOver {
+        /// Who.
+        #[serde(with = "text")]
+        by: NodeName,
+    },
 }
 
 /// What a finished step does to the record. The change and the count of steps done are committed in
@@ -88,6 +101,12 @@ pub enum Change {
         #[serde(with = "text")]
         by: NodeName,
     },
+    /// The same, without the consent of the owner before.
+    Taken {
+        /// Who.
+        #[serde(with = "text")]
+        by: NodeName,
+    },
 }
 
 /// A step of an operation.
@@ -108,6 +127,8 @@ pub struct Plan {
     pub volume: Volume,
     /// In order.
     pub steps: Vec<Step>,
+    /// The operation whose place it takes.
+    pub instead_of: Option<OperationId>,
 }
 
 /// The fleet as planning sees it.
@@ -116,10 +137,14 @@ pub struct View<'a> {
     pub volume: Option<&'a Volume>,
     /// Every node that ever registered.
     pub nodes: &'a [NodeView],
+    /// What is being done to the volume, if anything is.
+    pub running: Option<&'a Command>,
+    /// What the nodes of its replicas say of their copies.
+    pub copies: &'a [Copy],
 }
 
 impl View<'_> {
-    fn existing(&self, asked: &str, name: &VolumeName) -> Result<Volume> {
+    pub(super) fn existing(&self, asked: &str, name: &VolumeName) -> Result<Volume> {
         let v = self.volume.ok_or_else(|| {
             Error::new(
                 ErrorKind::NotFound,
@@ -152,7 +177,7 @@ impl View<'_> {
         }
     }
 
-    fn alive(&self, asked: &str, name: &NodeName) -> Result<&NodeView> {
+    pub(super) fn alive(&self, asked: &str, name: &NodeName) -> Result<&NodeView> {
         let found = self.nodes.iter().find(|n| n.node.name == *name);
         let node = found.ok_or_else(|| {
             Error::new(
@@ -173,7 +198,7 @@ impl View<'_> {
     }
 
     /// A node that may be given something new.
-    fn taking(&self, asked: &str, name: &NodeName) -> Result<&NodeView> {
+    pub(super) fn taking(&self, asked: &str, name: &NodeName) -> Result<&NodeView> {
         let node = self.alive(asked, name)?;
         if node.node.draining {
             return Err(Error::new(
@@ -215,6 +240,7 @@ pub fn plan(id: &OperationId, command: &Command, view: &View<'_>) -> Result<Plan
     let name = command.volume();
     let asked = format!("{} {name}", command.verb());
     let asked = asked.as_str();
+    let mut instead_of = None;
     let (mut volume, steps) = match command {
         Command::Create {
             id,
@@ -334,12 +360,25 @@ pub fn plan(id: &OperationId, command: &Command, view: &View<'_>) -> Result<Plan
             let steps = cutover_steps(&v, to);
             (v, steps)
         }
+        Command::Failover {
+            to, owner_is_off, ..
+        } => {
+            let failing = failover::failing(asked, name, view)?;
+            instead_of = failing.instead_of;
+            let to = failover::heir(asked, &failing.volume, to.as_ref(), *owner_is_off, view)?;
+            let steps = failover::steps(&failing.volume, to);
+            (failing.volume, steps)
+        }
     };
     volume.operation = Some(id.clone());
-    Ok(Plan { volume, steps })
+    Ok(Plan {
+        volume,
+        steps,
+        instead_of,
+    })
 }
 
-fn no_replica(asked: &str, node: &NodeName, v: &Volume) -> Error {
+pub(super) fn no_replica(asked: &str, node: &NodeName, v: &Volume) -> Error {
     Error::new(
         ErrorKind::NotFound,
         format!(
@@ -366,6 +405,8 @@ fn new_volume(
         generation: 0,
         replicas: Vec::new(),
         forwarding_from: None,
+        taken: 0,
+        offered_to: None,
         operation: None,
     }
 }
@@ -456,17 +497,21 @@ fn cutover_steps(v: &Volume, to: &NodeName) -> Vec<Step> {
         effect: Effect::Cutover { to: to.clone() },
         change: Change::Owned { by: to.clone() },
     }];
-    // The other replicas follow the new owner from here on.
-    let others = v.replicas.iter().filter(|r| r.node != *to);
-    steps.extend(others.map(|r| Step {
-        name: format!("replicate from {to} to {}", r.node),
+    steps.extend(follow_steps(v, to));
+    steps
+}
+
+/// The other replicas follow the new owner from here on.
+pub(super) fn follow_steps(v: &Volume, owner: &NodeName) -> impl Iterator<Item = Step> {
+    let others = v.replicas.iter().filter(move |r| r.node != *owner);
+    others.map(move |r| Step {
+        name: format!("replicate from {owner} to {}", r.node),
         effect: Effect::StartReplica {
-            from: to.clone(),
+            from: owner.clone(),
             replica: r.clone(),
         },
         change: Change::None,
-    }));
-    steps
+    })
 }
 
 /// The steps that take back what a command did before one of its steps failed for good.
@@ -482,7 +527,8 @@ pub fn undo(command: &Command, v: &Volume) -> Vec<Step> {
         Command::Delete { .. }
         | Command::Resize { .. }
         | Command::RemoveReplica { .. }
-        | Command::Cutover { .. } => Vec::new(),
+        | Command::Cutover { .. }
+        | Command::Failover { .. } => Vec::new(),
     }
 }
 
@@ -521,12 +567,12 @@ pub fn apply(change: &Change, answer: Answer, mut v: Volume) -> Result<Option<Vo
             }
         }
         Change::Resized { size_bytes } => v.size_bytes = *size_bytes,
-        Change::Owned { by } => {
+        Change::Owned { by } | Change::Taken { by } => {
             if answer.generation <= v.generation {
                 return Err(Error::new(
                     ErrorKind::Protocol,
                     format!(
-                        "cutover of {}: {by} reports generation {}, which does not follow {}; \
+                        "new owner of {}: {by} reports generation {}, which does not follow {}; \
                          nothing was recorded",
                         v.name, answer.generation, v.generation
                     ),
@@ -535,6 +581,10 @@ pub fn apply(change: &Change, answer: Answer, mut v: Volume) -> Result<Option<Vo
             v.replicas.retain(|r| r.node != *by);
             v.forwarding_from = Some(std::mem::replace(&mut v.owner, by.clone()));
             v.generation = answer.generation;
+            v.offered_to = None;
+            if matches!(change, Change::Taken { .. }) {
+                v.taken = answer.generation;
+            }
         }
     }
     Ok(Some(v))

@@ -37,6 +37,8 @@ fn volume(replicas: &[&str]) -> Volume {
             })
             .collect(),
         forwarding_from: None,
+        taken: 0,
+        offered_to: None,
         operation: None,
     }
 }
@@ -54,6 +56,8 @@ fn planned(command: &Command, volume: Option<&Volume>) -> node::Result<Plan> {
         &View {
             volume,
             nodes: &nodes,
+            running: None,
+            copies: &[],
         },
     )
 }
@@ -229,6 +233,8 @@ fn a_new_volume_goes_where_most_room_is_among_the_living() {
     let view = View {
         volume: None,
         nodes: &nodes,
+        running: None,
+        copies: &[],
     };
     let plan = plan(&"op".parse().unwrap(), &create, &view).unwrap();
     assert_eq!(plan.volume.owner.as_str(), "n2");
@@ -308,6 +314,8 @@ fn a_node_that_is_being_emptied_is_given_nothing_new() {
         let view = View {
             volume: Some(v),
             nodes: &nodes,
+            running: None,
+            copies: &[],
         };
         plan(&"op".parse().unwrap(), command, &view).unwrap_err()
     };
@@ -319,4 +327,120 @@ fn a_node_that_is_being_emptied_is_given_nothing_new() {
         assert_eq!(e.kind(), ErrorKind::Denied);
         assert!(e.to_string().contains("being emptied"), "{e}");
     }
+}
+
+/// n1 is silent; n2 and n3 say what their copies are.
+fn failing(
+    command: &Command,
+    v: &Volume,
+    running: Option<&Command>,
+    copies: &[(&str, Option<u64>)],
+) -> node::Result<Plan> {
+    let nodes = [node("n1", false), node("n2", true), node("n3", true)];
+    let copies: Vec<Copy> = copies
+        .iter()
+        .map(|(node, epoch)| Copy {
+            node: node.parse().unwrap(),
+            epoch: *epoch,
+            lag_bytes: None,
+        })
+        .collect();
+    let view = View {
+        volume: Some(v),
+        nodes: &nodes,
+        running,
+        copies: &copies,
+    };
+    plan(&"op".parse().unwrap(), command, &view)
+}
+
+fn failover(to: Option<&str>, owner_is_off: bool) -> Command {
+    Command::Failover {
+        volume: "v".parse().unwrap(),
+        to: to.map(|n| n.parse().unwrap()),
+        owner_is_off,
+    }
+}
+
+#[test]
+fn the_furthest_replica_takes_the_place_of_an_owner_that_is_off() {
+    let v = volume(&["n2", "n3"]);
+    let copies = [("n2", Some(7)), ("n3", Some(9))];
+    let plan = failing(&failover(None, true), &v, None, &copies).unwrap();
+    assert_eq!(
+        names(&plan.steps),
+        ["take over on n3 as of epoch 9", "replicate from n3 to n2"]
+    );
+    let answer = Answer {
+        generation: 4,
+        ..Answer::default()
+    };
+    let after = apply(&plan.steps[0].change, answer, plan.volume)
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (after.owner.as_str(), after.generation, after.taken),
+        ("n3", 4, 4)
+    );
+    assert_eq!(after.forwarding_from.unwrap().as_str(), "n1");
+    // somebody may know better than the epochs
+    let plan = failing(&failover(Some("n2"), true), &v, None, &copies).unwrap();
+    assert_eq!(plan.steps[0].name, "take over on n2 as of epoch 7");
+}
+
+#[test]
+fn silence_alone_replaces_no_owner() {
+    let v = volume(&["n2"]);
+    let copies = [("n2", Some(7))];
+    let e = failing(&failover(None, false), &v, None, &copies).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Denied);
+    assert!(e.to_string().contains("--owner-is-off"), "{e}");
+    // and an owner that speaks is not replaced whatever anybody says
+    let e = planned(&failover(None, true), Some(&v)).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Denied);
+    assert!(e.to_string().contains("sends heartbeats"), "{e}");
+}
+
+#[test]
+fn a_copy_that_is_no_point_in_time_replaces_nobody() {
+    let v = volume(&["n2", "n3"]);
+    let refused = |to, copies: &[_]| failing(&failover(to, true), &v, None, copies).unwrap_err();
+    let seeding = [("n2", None), ("n3", None)];
+    assert_eq!(refused(None, &seeding).kind(), ErrorKind::NotFound);
+    assert_eq!(refused(Some("n2"), &seeding).kind(), ErrorKind::Invalid);
+    assert_eq!(refused(Some("n3"), &[]).kind(), ErrorKind::Disconnected);
+    assert_eq!(refused(Some("n4"), &[]).kind(), ErrorKind::NotFound);
+    // the complete one is taken, and not the one that is named first
+    let plan = failing(
+        &failover(None, true),
+        &v,
+        None,
+        &[("n2", None), ("n3", Some(0))],
+    );
+    assert_eq!(plan.unwrap().steps[0].name, "take over on n3 as of epoch 0");
+}
+
+/// An owner that vanished in a cutover may have given the volume away: its target may own it, and a second
+/// one beside it would lose what it acknowledges.
+#[test]
+fn after_an_unfinished_cutover_only_its_target_takes_over() {
+    let mut v = volume(&["n2", "n3"]);
+    v.operation = Some("moving".parse().unwrap());
+    let copies = [("n2", Some(7)), ("n3", Some(9))];
+    let moving = cutover("n2");
+    let e = failing(&failover(Some("n3"), true), &v, Some(&moving), &copies).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Denied);
+    let plan = failing(&failover(None, true), &v, Some(&moving), &copies).unwrap();
+    assert_eq!(plan.steps[0].name, "take over on n2 as of epoch 7");
+    assert_eq!(plan.instead_of, Some("moving".parse().unwrap()));
+    // that is remembered should n2 fail to take it
+    v = plan.volume;
+    v.operation = None;
+    let e = failing(&failover(Some("n3"), true), &v, None, &copies).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Denied);
+    // any other operation is waited for
+    v.operation = Some("adding".parse().unwrap());
+    let adding = add("n3", Consistency::Eventual);
+    let e = failing(&failover(None, true), &v, Some(&adding), &copies).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Busy);
 }

@@ -33,6 +33,14 @@ pub struct Volume {
     /// The former owner, which passes old connections on.
     #[serde(with = "text::option")]
     pub forwarding_from: Option<NodeName>,
+    /// The generation in which a replica took the volume over without its owner's consent, zero if none
+    /// did. Whoever had a part in it before serves nobody any more.
+    #[serde(default)]
+    pub taken: u64,
+    /// To whom an owner that is gone was handing the volume over. It may have given it away, and then only
+    /// that node can go on.
+    #[serde(default, with = "text::option")]
+    pub offered_to: Option<NodeName>,
     /// The operation that is changing it. One at a time: two that interleave could not be reasoned
     /// about after a crash.
     pub operation: Option<OperationId>,

@@ -216,6 +216,41 @@ impl<D: Disk, G: Target> Receiver<D, G> {
         error
     }
 
+    /// The source is gone for good: give the copy to this node's volume to own in `generation`. The
+    /// answer is the epoch that it is. Nobody may be served meanwhile, so that nothing lands late; the
+    /// same call again is no error. A copy that is no point in time is refused.
+    pub async fn take_over(&self, generation: Generation) -> Result<Epoch> {
+        self.alive()?;
+        self.recover().await?;
+        let epoch = self.store.get().epoch;
+        self.give(generation, epoch).await?;
+        Ok(epoch)
+    }
+
+    /// Give the copy, which must be exactly `epoch`, to this node's volume to own in `generation`.
+    async fn give(&self, generation: Generation, epoch: Epoch) -> Result<()> {
+        let record = self.store.get();
+        match record.state {
+            State::HandedOver { next } if next == generation && record.epoch == epoch => {}
+            State::Consistent if record.epoch == epoch && generation > record.generation => {
+                // From here on the image is the volume's, and the record no longer speaks for it.
+                let state = State::HandedOver { next: generation };
+                self.save(Record { state, ..record }).await?;
+            }
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::Invalid,
+                    format!(
+                        "activate generation {generation} at epoch {epoch}: this copy is {:?} at \
+                         epoch {} of generation {}",
+                        record.state, record.epoch, record.generation
+                    ),
+                ));
+            }
+        }
+        self.target.activate(generation, epoch).await
+    }
+
     fn check(&self, hello: &wire::Hello) -> Result<u8> {
         if hello.volume != self.volume || hello.size != self.size {
             return Err(Error::new(

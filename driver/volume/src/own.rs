@@ -258,7 +258,7 @@ impl Volume {
     }
 
     /// A peer speaks with this generation. Durable before it is answered; an owner of a lower one
-    /// has been replaced: it steps down at once, and what it holds waits to be forwarded.
+    /// has been replaced: it steps down at once, and whoever drives it closes its connections.
     pub fn observe(&mut self, now: Nanos, generation: Generation) -> Result<Control> {
         self.must_answer()?;
         let meta = self.meta.as_mut().ok_or_else(no_meta)?;
@@ -271,17 +271,54 @@ impl Volume {
         }
         meta.superblock.seen = generation;
         if meta.superblock.role.is_owner() {
-            meta.superblock.role = Role::Standby;
-            if let Some((.., control)) = self.after_sync.take() {
-                self.actions
-                    .push_back(Action::ControlDone(control, Err(EIO)));
-            }
-            self.mirror_off(now);
-            self.drop_live(|_| true);
-            self.epochs.cursors.clear();
-            self.reopen(now);
+            self.step_down(now);
         }
         self.change()
+    }
+
+    /// Another node took the volume over in `generation` without this node's consent: it was away.
+    /// Whatever its part was, it serves nobody from now on and sends nobody on: what its guests had
+    /// acknowledged may not be there. A part that it has in `generation` or later stays as it is.
+    pub fn depose(&mut self, now: Nanos, generation: Generation) -> Result<Control> {
+        self.must_answer()?;
+        let sb = &mut self.meta.as_mut().ok_or_else(no_meta)?.superblock;
+        match sb.role {
+            Role::Owner { generation: g, .. } if g >= generation => {
+                Err(fenced("depose in favour of", generation, g))
+            }
+            Role::Relinquished { generation: g, .. } if g >= generation => {
+                self.control_at_current()
+            }
+            Role::Standby if sb.seen >= generation => self.control_at_current(),
+            Role::Standby | Role::Owner { .. } | Role::Relinquished { .. } => {
+                sb.seen = sb.seen.max(generation);
+                self.step_down(now);
+                self.change()
+            }
+        }
+    }
+
+    /// Whether this node only holds a copy. Nobody connects to one; whoever is connected was served by
+    /// an owner that has been replaced.
+    #[must_use]
+    pub fn is_standby(&self) -> bool {
+        self.meta
+            .as_ref()
+            .is_some_and(|m| m.superblock.role == Role::Standby)
+    }
+
+    fn step_down(&mut self, now: Nanos) {
+        let Some(meta) = &mut self.meta else { return };
+        meta.superblock.role = Role::Standby;
+        if let Some((.., control)) = self.after_sync.take() {
+            self.actions
+                .push_back(Action::ControlDone(control, Err(EIO)));
+        }
+        self.forwarding = false;
+        self.mirror_off(now);
+        self.drop_live(|_| true);
+        self.epochs.cursors.clear();
+        self.reopen(now);
     }
 
     /// Take the volume over in `generation`, with the content of `epoch`. Nothing may be in flight.

@@ -72,6 +72,8 @@ impl Rig {
             generation: 1,
             replicas: Vec::new(),
             forwarding_from: None,
+            taken: 0,
+            offered_to: None,
             operation: None,
         };
         let mut t = Transaction::default();

@@ -19,6 +19,7 @@ mod host;
 mod peers;
 mod replicas;
 mod status;
+mod takeover;
 mod volumes;
 
 pub use volumes::Volumes;

@@ -9,15 +9,16 @@ use crate::datadir::DataDir;
 use crate::engine::{Engine, VolumeHandle, VolumeSpec};
 use crate::replication::{Receiving, Sending, StandbySpec, Succession};
 use crate::serve::state::checkpoints;
-use crate::service::{Consistency, Handover, NewReplica, NewVolume, NodeOps, SeedOrder};
+use crate::service::{Consistency, Handover, NewReplica, NewVolume, NodeOps, SeedOrder, TakeOver};
 use block::{Error, ErrorKind, NodeName, Result, VolumeId, VolumeName};
 use nbd::accept::Accepted;
 use nbd::codec::TransmissionFlags;
 use nbd::{Export, Exports};
 use proto::v1::{
-    CutoverPhase, CutoverProgress, IoCounters, NodeMetrics, ReplicaReport, VolumeReport,
-    VolumeRole, WriteTrail,
+    CutoverPhase, CutoverProgress, IoCounters, NodeMetrics, ReplicaReport, ReplicaState,
+    VolumeReport, VolumeRole, WriteTrail,
 };
+use replica::State;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -47,11 +48,11 @@ pub struct Volumes {
     /// The thread that sends replicas.
     sending: Sending,
     /// The thread that takes other nodes' replicas.
-    receiving: Receiving,
+    pub(super) receiving: Receiving,
     map: RwLock<BTreeMap<VolumeName, Slot>>,
     /// Held while a volume is made, deleted or changed: one at a time, so that a repeated call finds
     /// what the first one did.
-    changing: Mutex<()>,
+    pub(super) changing: Mutex<()>,
     /// The reports say something new.
     changed: Arc<Notify>,
 }
@@ -73,9 +74,9 @@ fn lock(replicas: &Replicas) -> std::sync::MutexGuard<'_, BTreeMap<NodeName, Kep
 
 /// A volume on its shard.
 #[derive(Clone)]
-struct Hosted {
-    id: VolumeId,
-    handle: VolumeHandle,
+pub(super) struct Hosted {
+    pub(super) id: VolumeId,
+    pub(super) handle: VolumeHandle,
     export: Export,
     /// A standby is not offered: it would only make guests wait.
     offered: Arc<AtomicBool>,
@@ -84,7 +85,7 @@ struct Hosted {
     /// The tasks that keep its replicas.
     replicas: Replicas,
     /// Which those are.
-    peers: Arc<PeersFile>,
+    pub(super) peers: Arc<PeersFile>,
     /// One strong count a connection, and one here.
     connections: Arc<()>,
 }
@@ -152,9 +153,7 @@ impl Volumes {
             // One that has gone from its shard is offered to nobody either.
             let standby = hosted.handle.call(|v, _| v.role() == Role::Standby).await;
             if standby.unwrap_or(true) {
-                hosted.offered.store(false, Ordering::Release);
-                // Their tasks end with their handles.
-                hosted.replicas().clear();
+                hosted.step_aside();
             }
         }
     }
@@ -241,16 +240,25 @@ impl Volumes {
             name: name.to_string(),
             ..VolumeReport::default()
         };
-        let hosted = match slot {
-            Slot::Open(hosted) => hosted,
+        match slot {
+            Slot::Open(hosted) => self.report_hosted(name, hosted).await,
             Slot::Broken(why) => {
                 report.set_role(VolumeRole::Failed);
                 report.trouble = why;
-                return report;
+                report
             }
+        }
+    }
+
+    pub(super) async fn report_hosted(&self, name: &VolumeName, hosted: Hosted) -> VolumeReport {
+        let mut report = VolumeReport {
+            name: name.to_string(),
+            ..VolumeReport::default()
         };
         report.id = hosted.id.to_string();
         report.size_bytes = hosted.export.size;
+        // Asked before its part: a standby that takes over meanwhile is offered rightly.
+        let was_offered = hosted.is_offered();
         let state = hosted
             .handle
             .call(|v, _| (v.role(), v.open_epoch(), v.seen(), v.is_poisoned()));
@@ -264,6 +272,13 @@ impl Volumes {
                 report.set_role(if poisoned { VolumeRole::Failed } else { role });
                 report.generation = generation.0;
                 report.epoch = epoch.0;
+                if report.role() == VolumeRole::Standby {
+                    if was_offered {
+                        // An owner that was replaced while it ran.
+                        hosted.step_aside();
+                    }
+                    self.report_copy(&hosted, &mut report).await;
+                }
                 if poisoned {
                     report.trouble =
                         "a sync failed: nothing written since is known to be durable; \
@@ -291,6 +306,22 @@ impl Volumes {
         report
     }
 
+    /// What a standby's copy is.
+    async fn report_copy(&self, hosted: &Hosted, report: &mut VolumeReport) {
+        // A mover that has stopped has no copy to speak of.
+        let Ok(Some(record)) = self.receiving.record(hosted.id).await else {
+            return;
+        };
+        report.epoch = record.epoch.0;
+        report.set_copy(match record.state {
+            State::Consistent | State::Committed { .. } | State::HandedOver { .. } => {
+                ReplicaState::Consistent
+            }
+            State::Seeding { .. } => ReplicaState::Seeding,
+            State::Empty => ReplicaState::Unspecified,
+        });
+    }
+
     async fn make(&self, new: &NewVolume) -> Result<Hosted> {
         let spec = directory::make(&self.data, new)?;
         let hosted = self.host_volume(&new.name, spec).await?;
@@ -301,11 +332,11 @@ impl Volumes {
         Ok(hosted)
     }
 
-    fn dir(&self, name: &VolumeName) -> PathBuf {
+    pub(super) fn dir(&self, name: &VolumeName) -> PathBuf {
         self.data.volume(name)
     }
 
-    fn hosted(&self, asked: &str, name: &VolumeName) -> Result<Hosted> {
+    pub(super) fn hosted(&self, asked: &str, name: &VolumeName) -> Result<Hosted> {
         let refuse = |kind, why: &str| Err(Error::new(kind, format!("{asked}: {why}")));
         match self.slot(name) {
             Some(Slot::Open(hosted)) => Ok(hosted),
@@ -467,6 +498,13 @@ async fn report_replicas(hosted: &Hosted) -> Vec<ReplicaReport> {
 impl Hosted {
     fn is_offered(&self) -> bool {
         self.offered.load(Ordering::Acquire)
+    }
+
+    /// It is a standby now: offer it to nobody and send to nobody.
+    pub(super) fn step_aside(&self) {
+        self.offered.store(false, Ordering::Release);
+        // Their tasks end with their handles.
+        self.replicas().clear();
     }
 
     fn replicas(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeName, Kept>> {
@@ -766,5 +804,13 @@ impl NodeOps for Volumes {
             tracing::warn!("forget the replicas of {}: {e}", handover.volume);
         }
         Ok(())
+    }
+
+    async fn take_over(&self, taken: TakeOver) -> Result<VolumeReport> {
+        self.take_over_volume(taken).await
+    }
+
+    async fn depose(&self, deposed: TakeOver) -> Result<()> {
+        self.depose_volume(deposed).await
     }
 }

@@ -8,6 +8,7 @@
 //!  a guest connects to the owner itself ─► every such link is closed, and it is served when nothing
 //!                                          of them is in flight
 //!  the owner gives the volume away ─► every such link is closed, what it had at the gate is dropped
+//!  the owner was replaced ─► the same, and its guests' connections too
 //! ```
 //!
 //! A request of a link that broke may have been carried out, or not, or may still be stalled inside
@@ -112,13 +113,16 @@ impl EngineShard {
     }
 
     /// The volume is not owned here any more: nothing that came by a link may have an effect. What
-    /// completes later comes back to the gate, so this is called again until the links are gone.
+    /// completes later comes back to the gate, so this is called again until the links are gone. An owner
+    /// that was replaced closes its guests' connections too: nobody answers what they wait for, and the
+    /// new owner may lack what they were told is written.
     pub(super) fn cut_links(&mut self, ring: &mut Ring, v: VolumeIndex) {
         let cell = &self.volumes[v as usize];
-        if cell.links == 0 || cell.volume.owned().is_some() {
+        let replaced = cell.volume.is_standby();
+        if (cell.links == 0 && !replaced) || cell.volume.owned().is_some() {
             return;
         }
-        let own = |o: &Connection| o.volume == v && o.fence.is_some();
+        let own = |o: &Connection| o.volume == v && (replaced || o.fence.is_some());
         let links = self.connections.iter().filter(|(_, o)| own(o));
         let links: Vec<_> = links.map(|(c, _)| c as ConnectionIndex).collect();
         for c in links {

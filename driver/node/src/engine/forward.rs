@@ -14,7 +14,8 @@
 //!
 //! When the volume moves on, its forwarder is switched to the next owner; when it comes back here, the
 //! forwarder is retired and what had no answer goes through the gate. Both are safe because an owner
-//! drops everything of its links before it gives the volume away.
+//! drops everything of its links before it gives the volume away. When the volume was taken over
+//! without its owner's consent the forwarder is retired as well, and its guests' connections are closed.
 
 use super::actions::Token;
 use super::connection::Life;
@@ -392,7 +393,8 @@ impl EngineShard {
         let Some(forwarder) = &mut cell.forwarder else {
             return;
         };
-        let retired = cell.volume.owned().is_some() && !cell.volume.is_forwarding();
+        let ended = cell.volume.owned().is_some() || cell.volume.is_standby();
+        let retired = ended && !cell.volume.is_forwarding();
         let link = forwarder.link.as_ref();
         if link.is_some_and(|l| retired || l.round != forwarder.round) {
             self.link_broke(ring, v);

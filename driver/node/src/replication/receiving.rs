@@ -12,7 +12,7 @@ use super::target::{ShardTarget, Succession};
 use super::tcp::Tcp;
 use crate::complaints::Complaints;
 use crate::engine::VolumeHandle;
-use block::{Error, ErrorKind, Result, VolumeId};
+use block::{Epoch, Error, ErrorKind, Generation, Result, VolumeId};
 use replica::{Files, Receiver, Record, greet, staging_bytes};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -56,6 +56,7 @@ enum Order {
     Record(VolumeId, oneshot::Sender<Option<Record>>),
     Remember(VolumeId, oneshot::Sender<Result<()>>),
     Listen,
+    TakeOver(VolumeId, Generation, oneshot::Sender<Result<Epoch>>),
     Stop,
 }
 
@@ -131,6 +132,13 @@ impl Receiving {
         self.ask(|answer| Order::Remember(id, answer)).await?
     }
 
+    /// The source of this volume is gone for good: have the volume here take its place, in `generation`.
+    /// The answer is the epoch that its copy is.
+    pub async fn take_over(&self, id: VolumeId, generation: Generation) -> Result<Epoch> {
+        self.ask(|answer| Order::TakeOver(id, generation, answer))
+            .await?
+    }
+
     async fn ask<R>(&self, order: impl FnOnce(oneshot::Sender<R>) -> Order) -> Result<R> {
         let (answer, answered) = oneshot::channel();
         self.orders.send(order(answer)).await.map_err(|_| gone())?;
@@ -148,6 +156,13 @@ impl Receiving {
             }
         }
     }
+}
+
+fn no_standby(volume: VolumeId) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        format!("volume {volume} is no standby here; add the replica first"),
+    )
 }
 
 async fn run(listener: TcpListener, mut orders: mpsc::Receiver<Order>) {
@@ -194,6 +209,16 @@ async fn run(listener: TcpListener, mut orders: mpsc::Receiver<Order>) {
                 if let Some(listener) = listener.take() {
                     accepting = Some(tokio_uring::spawn(accept(listener, standbys.clone())));
                 }
+            }
+            Order::TakeOver(id, generation, answer) => {
+                let standby = standbys.borrow().get(&id).cloned();
+                tokio_uring::spawn(async move {
+                    let taken = match standby {
+                        Some(standby) => standby.take_over(generation).await,
+                        None => Err(no_standby(id)),
+                    };
+                    let _ = answer.send(taken);
+                });
             }
             Order::Stop => break,
         }
@@ -280,13 +305,7 @@ async fn receive(
     let incoming = incoming?;
     let standby = standbys.borrow().get(&incoming.hello.volume).cloned();
     let Some(standby) = standby else {
-        let e = Error::new(
-            ErrorKind::NotFound,
-            format!(
-                "volume {} is no standby here; add the replica first",
-                incoming.hello.volume
-            ),
-        );
+        let e = no_standby(incoming.hello.volume);
         incoming.refuse(&e).await;
         return Err(e);
     };
@@ -312,6 +331,15 @@ impl Standby {
             Ok(_serving) => self.receiver.remember().await,
             Err(_) => Ok(()),
         }
+    }
+
+    /// With nobody served: what a connection was writing has landed before the copy is given away.
+    async fn take_over(&self, generation: Generation) -> Result<Epoch> {
+        if let Some(tcp) = self.current.borrow_mut().take() {
+            tcp.cut();
+        }
+        let _serving = self.serving.lock().await;
+        self.receiver.take_over(generation).await
     }
 
     /// End the connection and wait until its writes have ended too.

@@ -1,8 +1,10 @@
 //! The gRPC face of [`NodeOps`]: messages are checked here, and what is behind sees valid values only.
 
-use super::ops::{Consistency, Handover, NewReplica, NewVolume, NodeOps, SeedOrder, address};
+use super::ops::{
+    Consistency, Handover, NewReplica, NewVolume, NodeOps, SeedOrder, TakeOver, address,
+};
 use super::to_status;
-use block::{Error, ErrorKind, NodeName, Result};
+use block::{Error, ErrorKind, Generation, NodeName, Result};
 use proto::v1::node_server::Node;
 use proto::v1::{self, ConsistencyLevel, CutoverProgress, VolumeReport, VolumeRole};
 use std::path::PathBuf;
@@ -92,6 +94,16 @@ impl<O: NodeOps> Service<O> {
     }
 }
 
+impl TakeOver {
+    fn of(volume: &str, id: &str, generation: u64) -> Result<TakeOver> {
+        Ok(TakeOver {
+            volume: volume.parse()?,
+            id: id.parse()?,
+            generation: Generation(generation),
+        })
+    }
+}
+
 fn invalid(text: String) -> Error {
     Error::new(ErrorKind::Invalid, text)
 }
@@ -165,6 +177,25 @@ impl<O: NodeOps> Node for Service<O> {
         let (volume, node) = names.map_err(|e| to_status(&e))?;
         let existed = self.ops.stop_replica(volume, node).await;
         answer(existed.map(|existed| v1::StopReplicaResponse { existed }))
+    }
+
+    async fn take_over(
+        &self,
+        r: Request<v1::TakeOverRequest>,
+    ) -> Result<Response<VolumeReport>, Status> {
+        let r = r.into_inner();
+        let taken = TakeOver::of(&r.volume, &r.id, r.generation).map_err(|e| to_status(&e))?;
+        answer(self.ops.take_over(taken).await)
+    }
+
+    async fn depose(
+        &self,
+        r: Request<v1::DeposeRequest>,
+    ) -> Result<Response<v1::DeposeResponse>, Status> {
+        let r = r.into_inner();
+        let deposed = TakeOver::of(&r.volume, &r.id, r.generation).map_err(|e| to_status(&e))?;
+        let done = self.ops.depose(deposed).await;
+        answer(done.map(|()| v1::DeposeResponse {}))
     }
 
     async fn cutover(

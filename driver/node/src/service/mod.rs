@@ -12,7 +12,7 @@ mod registration;
 mod status;
 
 pub use grpc::{PROGRESS_BACKLOG, Service};
-pub use ops::{Consistency, Handover, NewReplica, NewVolume, NodeOps, SeedOrder};
+pub use ops::{Consistency, Handover, NewReplica, NewVolume, NodeOps, SeedOrder, TakeOver};
 pub use registration::keep_registered;
 pub use status::{to_error, to_status};
 

@@ -1,6 +1,6 @@
 //! What a node can do, as the service needs it: the seam between gRPC and the daemon.
 
-use block::{Error, ErrorKind, NodeName, Result, VolumeId, VolumeName};
+use block::{Error, ErrorKind, Generation, NodeName, Result, VolumeId, VolumeName};
 use proto::v1::{CutoverProgress, NodeMetrics, VolumeReport, WriteTrail};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -72,6 +72,17 @@ pub struct Handover {
     pub nbd_address: SocketAddr,
 }
 
+/// A volume to be taken over from an owner that is gone for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TakeOver {
+    /// Which.
+    pub volume: VolumeName,
+    /// Its identity.
+    pub id: VolumeId,
+    /// The generation to own it in.
+    pub generation: Generation,
+}
+
 /// What the controller may ask of a node. Every call may be repeated, and a repetition answers as
 /// the first did: the caller may have died before it had the answer.
 pub trait NodeOps: Send + Sync + 'static {
@@ -118,6 +129,13 @@ pub trait NodeOps: Send + Sync + 'static {
         handover: Handover,
         progress: mpsc::Sender<CutoverProgress>,
     ) -> impl Future<Output = Result<()>> + Send;
+
+    /// Own a volume of which this node has a consistent copy, without its owner's consent.
+    fn take_over(&self, taken: TakeOver) -> impl Future<Output = Result<VolumeReport>> + Send;
+
+    /// Serve a volume no longer: another node took it over in this generation. Its guests' connections
+    /// are closed. A volume that is not here is no error.
+    fn depose(&self, deposed: TakeOver) -> impl Future<Output = Result<()>> + Send;
 }
 
 /// Parse an ADDR:PORT of a request.

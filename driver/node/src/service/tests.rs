@@ -82,6 +82,14 @@ impl NodeOps for Scribe {
         self.cutover_ended.notify_one();
         Ok(())
     }
+    async fn take_over(&self, taken: TakeOver) -> Result<VolumeReport> {
+        self.write(format!("{taken:?}"));
+        Ok(VolumeReport::default())
+    }
+    async fn depose(&self, deposed: TakeOver) -> Result<()> {
+        self.write(format!("depose {deposed:?}"));
+        Ok(())
+    }
 }
 
 async fn listener() -> (TcpListenerStream, SocketAddr) {

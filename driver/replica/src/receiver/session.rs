@@ -529,27 +529,7 @@ impl<'a, D: Disk, G: Target, T: Transport> Serving<'a, D, G, T> {
 
     async fn activate(&mut self, epoch: Epoch, generation: Generation) -> Result<()> {
         self.drain(0).await?;
-        let receiver = self.receiver;
-        let record = receiver.store.get();
-        match record.state {
-            State::HandedOver { next } if next == generation && record.epoch == epoch => {}
-            State::Consistent if record.epoch == epoch && generation > record.generation => {
-                // From here on the image is the volume's, and the record no longer speaks for it.
-                let state = State::HandedOver { next: generation };
-                receiver.save(Record { state, ..record }).await?;
-            }
-            _ => {
-                return Err(Error::new(
-                    ErrorKind::Invalid,
-                    format!(
-                        "activate generation {generation} at epoch {epoch}: this copy is {:?} at \
-                         epoch {} of generation {}",
-                        record.state, record.epoch, record.generation
-                    ),
-                ));
-            }
-        }
-        receiver.target.activate(generation, epoch).await?;
+        self.receiver.give(generation, epoch).await?;
         self.owned = Some(generation);
         self.link
             .send(epoch, &Message::Activated { generation })

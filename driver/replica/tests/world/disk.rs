@@ -19,6 +19,8 @@ struct Inner {
     /// Writes, zeroes and syncs left before the power fails; shared by the disks of one machine.
     power: Rc<Cell<u64>>,
     pub bytes_written: Cell<u64>,
+    /// What a disk without power says.
+    errno: Cell<i32>,
     /// How long a sync takes, in turns of the others, at least.
     sync_turns: Cell<u64>,
     syncs: Cell<u64>,
@@ -42,6 +44,7 @@ impl MemDisk {
             dice: dice.clone(),
             power: power.clone(),
             bytes_written: Cell::new(0),
+            errno: Cell::new(5),
             sync_turns: Cell::new(0),
             syncs: Cell::new(0),
             written_while_syncing: Cell::new(0),
@@ -54,6 +57,11 @@ impl MemDisk {
 
     pub fn bytes_written(&self) -> u64 {
         self.0.bytes_written.get()
+    }
+
+    /// Fail with another errno than EIO once the power is used up.
+    pub fn fail_with(&self, errno: i32) {
+        self.0.errno.set(errno);
     }
 
     pub fn slow_sync(&self, turns: u64) {
@@ -94,7 +102,7 @@ impl MemDisk {
     fn spend(&self) -> Result<()> {
         let left = self.0.power.get();
         if left == 0 {
-            return Err(Error::errno("the power is off", 5));
+            return Err(Error::errno("the power is off", self.0.errno.get()));
         }
         self.0.power.set(left - 1);
         Ok(())

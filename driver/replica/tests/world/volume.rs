@@ -76,6 +76,8 @@ pub struct State {
     pub frozen: Cell<bool>,
     pub relinquished: RefCell<Option<(Generation, Epoch)>>,
     pub redirected: Cell<Option<Generation>>,
+    /// What it was told that its receiver has seen.
+    pub replaced: Cell<Option<Generation>>,
     pub paced: Cell<Option<u64>>,
     pub saves: Cell<u64>,
     pub overruns: Cell<u64>,
@@ -232,7 +234,8 @@ impl Source for MemVolume {
     fn guest_load(&self) -> GuestLoad {
         GuestLoad::default()
     }
-    async fn replaced(&self, _by: Generation) -> Result<()> {
+    async fn replaced(&self, by: Generation) -> Result<()> {
+        self.s.replaced.set(Some(by));
         Ok(())
     }
     async fn begin_seed(&self) -> Result<Epoch> {

@@ -1,0 +1,75 @@
+//! A volume changes hands without its owner's consent, because the owner is gone for good.
+//!
+//! ```text
+//!   take over: cut the source's connection ─► the copy is a point in time? ─► HandedOver, Owner (durable)
+//!              ─► guests are let in
+//!   depose:    Standby (durable) ─► its guests' connections are closed ─► its replicas are forgotten
+//! ```
+//!
+//! What the former owner acknowledged after the copy's epoch is not in the copy. So a former owner that
+//! comes back must not go on serving its guests, and must not send them on either: they would find a
+//! disk that has gone back in time. It is told as soon as anybody reaches it: by the new owner, which
+//! answers its replication links with a higher generation, and by the controller.
+
+use super::volumes::Volumes;
+use crate::service::TakeOver;
+use block::{Error, ErrorKind, Result};
+use proto::v1::VolumeReport;
+use volume::Role;
+
+impl Volumes {
+    /// See [`NodeOps::take_over`](crate::service::NodeOps::take_over).
+    pub(super) async fn take_over_volume(&self, taken: TakeOver) -> Result<VolumeReport> {
+        let asked = format!("take over {}", taken.volume);
+        let _one = self.changing.lock().await;
+        let hosted = self.hosted(&asked, &taken.volume)?;
+        if hosted.id != taken.id {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("{asked}: the volume of that name here is another one"),
+            ));
+        }
+        let role = hosted.handle.call(|v, _| v.role()).await?;
+        let is_done =
+            matches!(role, Role::Owner { generation, .. } if generation == taken.generation);
+        if !is_done {
+            let epoch = self
+                .receiving
+                .take_over(hosted.id, taken.generation)
+                .await
+                .map_err(|e| e.within(&asked))?;
+            tracing::warn!(
+                "volume {} is owned here now, in generation {}, as of epoch {epoch}: its owner was given up",
+                taken.volume,
+                taken.generation
+            );
+        }
+        Ok(self.report_hosted(&taken.volume, hosted).await)
+    }
+
+    /// See [`NodeOps::depose`](crate::service::NodeOps::depose).
+    pub(super) async fn depose_volume(&self, deposed: TakeOver) -> Result<()> {
+        let _one = self.changing.lock().await;
+        let Ok(hosted) = self.hosted("depose", &deposed.volume) else {
+            return Ok(());
+        };
+        if hosted.id != deposed.id {
+            return Ok(());
+        }
+        let generation = deposed.generation;
+        hosted
+            .handle
+            .control(move |v, now| v.depose(now, generation))
+            .await?;
+        if !hosted.handle.call(|v, _| v.is_standby()).await? {
+            return Ok(());
+        }
+        hosted.step_aside();
+        hosted.peers.forget()?;
+        tracing::warn!(
+            "volume {} is owned elsewhere, in generation {generation}: it is not served here any more",
+            deposed.volume
+        );
+        Ok(())
+    }
+}

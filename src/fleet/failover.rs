@@ -1,0 +1,142 @@
+//! Failover: a replica takes the place of an owner that is gone for good.
+//!
+//! ```text
+//!  the owner is silent ─ somebody says that it is off ─► take over on the furthest replica, generation g+1
+//!                                                      ─► the other replicas follow the new owner
+//!  the owner comes back ─► told that generation g+1 is owned elsewhere: it serves nobody any more
+//! ```
+//!
+//! A silent owner may serve guests all the same, behind a network that has parted. Two nodes that serve
+//! one disk lose what either was told is written, so nothing here concludes from silence that a host is
+//! off: whoever asks must have made sure, and must say so.
+//!
+//! An owner that vanished in a cutover may have given the volume away before it went. Then it is the
+//! cutover's target, and nobody else, that may go on: it has all that was acknowledged, and the owner, should
+//! it come back, hands it the same generation.
+
+use super::plan::{Change, Effect, Step, View, follow_steps, no_replica};
+use super::{Command, OperationId, Volume};
+use node::{Error, ErrorKind, NodeName, Result, VolumeName};
+
+/// What a replica's node says of its copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copy {
+    /// Who says it.
+    pub node: NodeName,
+    /// The epoch of a consistent copy; `None` if the copy is no point in time.
+    pub epoch: Option<u64>,
+    /// Bytes of later writes that the owner still had for it when it was heard last, if that is known.
+    pub lag_bytes: Option<u64>,
+}
+
+/// A volume whose owner is to be replaced.
+pub(super) struct Failing {
+    pub volume: Volume,
+    /// A cutover that cannot end any more.
+    pub instead_of: Option<OperationId>,
+}
+
+/// The volume, if nothing is being done to it but a cutover.
+pub(super) fn failing(asked: &str, name: &VolumeName, view: &View<'_>) -> Result<Failing> {
+    let (Some(v), Some(Command::Cutover { to, .. })) = (view.volume, view.running) else {
+        let volume = view.existing(asked, name)?;
+        return Ok(Failing {
+            volume,
+            instead_of: None,
+        });
+    };
+    let mut volume = v.clone();
+    volume.offered_to = Some(to.clone());
+    Ok(Failing {
+        instead_of: volume.operation.take(),
+        volume,
+    })
+}
+
+/// Who takes the owner's place.
+pub(super) fn heir<'a>(
+    asked: &str,
+    v: &Volume,
+    to: Option<&NodeName>,
+    owner_is_off: bool,
+    view: &View<'a>,
+) -> Result<&'a Copy> {
+    let refuse = |kind, why: String| Err(Error::new(kind, format!("{asked}: {why}")));
+    let owner = &v.owner;
+    if view.alive(asked, owner).is_ok() {
+        let why = format!(
+            "its owner {owner} sends heartbeats; `forerun cutover {} --to NODE` moves it without loss. A \
+             node counts as silent after 5 s",
+            v.name
+        );
+        return refuse(ErrorKind::Denied, why);
+    }
+    if !owner_is_off {
+        let why = format!(
+            "its owner {owner} is silent, which does not prove that it serves nobody, and two owners would \
+             each lose the other's writes. Make sure that {owner} is off or cut off from its guests, then \
+             say so with --owner-is-off"
+        );
+        return refuse(ErrorKind::Denied, why);
+    }
+    if let Some(to) = to
+        && v.replica_on(to).is_none()
+    {
+        return Err(no_replica(asked, to, v));
+    }
+    if let (Some(offered), Some(to)) = (&v.offered_to, to)
+        && offered != to
+    {
+        let why = format!(
+            "{owner} was handing it over to {offered} and may have given it away: only {offered} has all \
+             that was acknowledged and can take it"
+        );
+        return refuse(ErrorKind::Denied, why);
+    }
+    let only = to.or(v.offered_to.as_ref());
+    let wanted = |c: &&Copy| {
+        v.replica_on(&c.node).is_some()
+            && only.is_none_or(|n| *n == c.node)
+            && view.alive(asked, &c.node).is_ok()
+    };
+    let furthest = view.copies.iter().filter(wanted).max_by_key(|c| c.epoch);
+    match (furthest, only) {
+        (Some(copy), _) if copy.epoch.is_some() => Ok(copy),
+        (None, Some(only)) => refuse(
+            ErrorKind::Disconnected,
+            format!(
+                "node {only} has not said what its copy is; is it running? `forerun node-list` tells"
+            ),
+        ),
+        (Some(copy), Some(_)) => refuse(
+            ErrorKind::Invalid,
+            format!(
+                "the copy on {} was never complete: it is no point in time of the volume",
+                copy.node
+            ),
+        ),
+        (_, None) => refuse(
+            ErrorKind::NotFound,
+            "no node that is alive has a consistent replica of it; start one that has \
+             (`forerun replica list` tells), or the owner"
+                .to_owned(),
+        ),
+    }
+}
+
+pub(super) fn steps(v: &Volume, heir: &Copy) -> Vec<Step> {
+    let by = &heir.node;
+    let epoch = heir.epoch.unwrap_or_default();
+    let lacks = match heir.lag_bytes {
+        Some(0) => ", which had all when the owner was heard last".to_owned(),
+        Some(lag) => format!(", which lacked {lag} bytes when the owner was heard last"),
+        None => String::new(),
+    };
+    let mut steps = vec![Step {
+        name: format!("take over on {by} as of epoch {epoch}{lacks}"),
+        effect: Effect::TakeOver { by: by.clone() },
+        change: Change::Taken { by: by.clone() },
+    }];
+    steps.extend(follow_steps(v, by));
+    steps
+}

@@ -1,0 +1,242 @@
+//! A node is gone for good, and a replica takes its volume over: real processes, SIGKILL and SIGSTOP.
+//!
+//! ```text
+//!   a owns, b follows ─ a dies ─ refused: alive, or nobody says that it is off
+//!                              ─ b takes over: its point in time, in the next generation
+//!                              ─ a comes back ─► it serves nobody; as a replica it is compared, not trusted
+//! ```
+//!
+//! What the copies hold wherever the source stopped is shown byte by byte in `driver/replica/tests/takeover.rs`;
+//! here the guest is at rest when its node dies, so that the copy must be all of it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking and speaks to the person who runs it"
+)]
+
+mod fleet_processes;
+
+use fleet_processes::link::Hold;
+use fleet_processes::scene::{FILLED, Scene};
+use fleet_processes::{Fleet, PATIENCE, Running, VOLUME, Who};
+use nix::sys::signal::Signal;
+use node::client::verify::{self, Ledger};
+use node::client::{Client, Uri};
+use proto::v1::{ReplicaState, VolumeRole};
+use std::time::{Duration, Instant};
+
+const SIZE: u64 = 32 << 20;
+const OFF: &[&str] = &["failover", VOLUME, "--owner-is-off"];
+
+/// A volume on a whose every byte is known and is on b too.
+struct Still {
+    fleet: Fleet,
+    ledger: Ledger,
+}
+
+impl Still {
+    fn new() -> Still {
+        let fleet = Fleet::start();
+        fleet.run(&["volume", "create", VOLUME, "--size", "32M", "--node", "a"]);
+        let id = fleet.report(Who::Source, VOLUME).unwrap().id;
+        let mut still = Still {
+            ledger: Ledger::new(id.parse().unwrap(), SIZE, 4096, 1),
+            fleet,
+        };
+        let mut guest = still.guest("a");
+        verify::fill(&mut guest, &mut still.ledger, SIZE / 2).unwrap();
+        let add = ["replica", "add", VOLUME, "--to", "b"];
+        let how = ["--consistency", "bounded=500ms"];
+        still.fleet.run(&[&add[..], &how].concat());
+        verify::fill(&mut guest, &mut still.ledger, SIZE).unwrap();
+        still.follows();
+        still
+    }
+
+    fn guest(&self, node: &str) -> Client {
+        connect(&self.fleet.uri(node, VOLUME))
+    }
+
+    /// The replica has all.
+    fn follows(&self) {
+        let has_all = || {
+            let r = self.fleet.replica()?;
+            (r.state() == ReplicaState::Consistent && r.lag_bytes == 0).then_some(())
+        };
+        self.fleet.until("the replica has all", has_all);
+    }
+
+    /// Every byte is served by `node`.
+    fn check(&mut self, node: &str) {
+        let found = verify::compare(&mut self.guest(node), &mut self.ledger).unwrap();
+        assert_eq!(found.mismatches, 0, "{:?}", found.complaints);
+        assert_eq!(found.bytes, self.ledger.covers());
+    }
+
+    fn is(&self, who: Who, role: VolumeRole) {
+        let has = || (self.fleet.role(who)? == role).then_some(());
+        self.fleet.until(&format!("{who:?} is {role:?}"), has);
+    }
+}
+
+fn connect(uri: &Uri) -> Client {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match Client::connect(uri, &[], PATIENCE) {
+            Ok(client) => return client,
+            Err(e) => assert!(Instant::now() < until, "{e}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Silence is noticed after some seconds; until then it is refused.
+fn failed_over(fleet: &Fleet) {
+    fleet.until("the owner counts as silent", || match fleet.try_run(OFF) {
+        Ok(_) => Some(()),
+        Err(e) => {
+            assert!(e.contains("sends heartbeats"), "{e}");
+            None
+        }
+    });
+}
+
+/// The same, while the test goes on.
+fn failing_over(fleet: &Fleet) -> Running {
+    fleet.until("the owner counts as silent", || {
+        let e = fleet.refused(&["failover", VOLUME]);
+        e.contains("--owner-is-off").then_some(())
+    });
+    fleet.begin(OFF)
+}
+
+#[test]
+fn a_dead_owner_is_replaced_and_comes_back_as_nobody() {
+    let mut still = Still::new();
+    let e = still.fleet.refused(OFF);
+    assert!(e.contains("forerun cutover"), "{e}");
+
+    still.fleet.kill(Who::Source);
+    failed_over(&still.fleet);
+    still.is(Who::Target, VolumeRole::Owner);
+    let shown = still.fleet.run(&["volume", "show", VOLUME]);
+    assert_eq!(
+        (&shown["owner"], &shown["generation"]),
+        (&"b".into(), &2.into())
+    );
+    still.check("b");
+    // It is written to there, so that what a has is no point in time of it any more.
+    let mut guest = still.guest("b");
+    verify::fill(&mut guest, &mut still.ledger, SIZE / 4).unwrap();
+    still.check("b");
+
+    still.fleet.restart(Who::Source);
+    still.is(Who::Source, VolumeRole::Standby);
+    let a = still.fleet.uri("a", VOLUME);
+    assert!(Client::connect(&a, &[], PATIENCE).is_err(), "a serves it");
+    let e = still.fleet.refused(&[OFF, &["--to", "a"]].concat());
+    assert!(e.contains("sends heartbeats"), "{e}");
+
+    still.fleet.run(&["replica", "add", VOLUME, "--to", "a"]);
+    still.fleet.run(&["cutover", VOLUME, "--to", "a"]);
+    still.check("a");
+    let shown = still.fleet.run(&["volume", "show", VOLUME]);
+    assert_eq!(shown["generation"], 3);
+}
+
+/// Somebody was wrong about the owner: it was stopped, and goes on while its guest is connected. What lies in
+/// its sockets it may answer still, in its own generation; then it hears of the next, ends its guests'
+/// connections and serves nobody.
+#[test]
+fn an_owner_that_only_slept_is_nobody_soon_after_it_wakes() {
+    let mut still = Still::new();
+    let mut guest = still.guest("a");
+    still.fleet.signal(Who::Source, Signal::SIGSTOP);
+    failed_over(&still.fleet);
+    still.check("b");
+    let woken = std::thread::spawn(move || (guest.write(0, &[7; 4096], false), guest));
+    // It is in the sleeper's socket before that wakes.
+    std::thread::sleep(Duration::from_millis(200));
+    still.fleet.signal(Who::Source, Signal::SIGCONT);
+    still.is(Who::Source, VolumeRole::Standby);
+    let (late, mut guest) = woken.join().unwrap();
+    eprintln!("the write that the sleeper was asked: {late:?}");
+    assert!(
+        guest.write(0, &[7; 4096], false).is_err(),
+        "its guest goes on"
+    );
+    let a = still.fleet.uri("a", VOLUME);
+    assert!(Client::connect(&a, &[], PATIENCE).is_err(), "a serves it");
+    // Whatever came of that write, the owner's disk does not have it.
+    still.check("b");
+}
+
+#[test]
+fn a_target_killed_in_a_failover_takes_over_when_it_is_back() {
+    let mut still = Still::new();
+    still.fleet.kill(Who::Source);
+    let failover = {
+        let begun = failing_over(&still.fleet);
+        still.fleet.kill(Who::Target);
+        begun
+    };
+    still.fleet.restart(Who::Target);
+    failover.succeeds();
+    still.is(Who::Target, VolumeRole::Owner);
+    still.check("b");
+    // and it is the owner after another death
+    still.fleet.kill(Who::Target);
+    still.fleet.restart(Who::Target);
+    still.check("b");
+}
+
+#[test]
+fn a_controller_killed_in_a_failover_ends_it_when_it_is_back() {
+    let mut still = Still::new();
+    still.fleet.kill(Who::Source);
+    still.fleet.until("the owner counts as silent", || {
+        let e = still.fleet.refused(&["failover", VOLUME]);
+        e.contains("--owner-is-off").then_some(())
+    });
+    still.fleet.signal(Who::Target, Signal::SIGSTOP);
+    let failover = still.fleet.begin(OFF);
+    let logged = || {
+        let list = still.fleet.run(&["operation", "list", "--running"]);
+        (list.as_array()?.len() == 1).then_some(())
+    };
+    still.fleet.until("the failover is logged", logged);
+    still.fleet.kill(Who::Controller);
+    still.fleet.restart(Who::Controller);
+    still.fleet.signal(Who::Target, Signal::SIGCONT);
+    failover.succeeds();
+    still.is(Who::Target, VolumeRole::Owner);
+    let shown = still.fleet.run(&["volume", "show", VOLUME]);
+    assert_eq!(
+        (&shown["owner"], &shown["generation"]),
+        (&"b".into(), &2.into())
+    );
+    still.check("b");
+}
+
+/// The owner gave the volume away and died before the target knew. The operation waits for the owner; the
+/// target has all that was acknowledged, and takes it. The owner's guests are sent on when it comes back.
+#[test]
+fn a_target_to_which_the_dead_owner_gave_the_volume_has_all_of_it() {
+    let mut scene = Scene::replicated();
+    scene.committed();
+    assert!(scene.mark().sent < 2 * FILLED);
+    scene.fleet.link().hold(Hold::Activate);
+    let cutover = scene.cutover();
+    scene.fleet.link().wait_held();
+    scene.fleet.kill(Who::Source);
+    scene.fleet.link().release();
+    failed_over(&scene.fleet);
+    assert!(!cutover.waits(), "the cutover was given up");
+    scene.kill_and_restart(Who::Source);
+    let before = scene.mark().ios;
+    let goes_on = || (scene.mark().ios > before + 100).then_some(());
+    scene
+        .fleet
+        .until("the guest goes on through its node", goes_on);
+    scene.finish();
+}
