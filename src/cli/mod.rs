@@ -27,6 +27,7 @@ mod serve;
 mod simulate;
 mod simulate_cycle;
 mod simulate_fleet;
+mod simulate_forecasts;
 mod simulate_history;
 mod size;
 mod volume;

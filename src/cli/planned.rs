@@ -49,6 +49,35 @@ pub async fn plan(apply: bool, controller: &str, out: &Out) -> Result<(), Failur
         },
         "Nothing may have to move: no node owns a volume.",
     );
+    for (subject, needs) in plan["needs"].as_object().into_iter().flatten() {
+        let each = needs.as_array().into_iter().flatten().map(|n| {
+            let amount = n["amount"].as_f64().unwrap_or_default();
+            format!(
+                "{} {amount:.2} {}",
+                words(&n["resource"]),
+                words(&n["unit"])
+            )
+        });
+        let each = each.collect::<Vec<_>>().join(", ");
+        let quantile = needs[0]["quantile"].as_f64().unwrap_or_default();
+        out.line(format!(
+            "{subject}: needs at the {quantile} quantile: {each}"
+        ));
+    }
+    for (subject, sites) in plan["promises"].as_object().into_iter().flatten() {
+        for (site, p) in sites.as_object().into_iter().flatten() {
+            out.line(match p["seconds"].as_u64() {
+                Some(seconds) => format!(
+                    "{subject}: ready at {site} within {seconds} s of the begin, 95 times of 100; {} sent",
+                    super::out::bytes(p["bytes"].as_u64().unwrap_or_default())
+                ),
+                None => format!(
+                    "{subject}: its guests write faster than the way to {site} carries: a cutover has \
+                     to pace them"
+                ),
+            });
+        }
+    }
     for (subject, c) in plan["commitments"].as_object().into_iter().flatten() {
         let nodes = match words(&c["nodes"]) {
             none if none.is_empty() => "a node on its way".to_owned(),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::out::{bytes, figure, text};
-use super::{Failure, Out, simulate_cycle, simulate_fleet, simulate_history};
+use super::{Failure, Out, simulate_cycle, simulate_fleet, simulate_forecasts, simulate_history};
 use crate::predict::seeding::{self, Outcome, Trace, Write};
 
 /// The unit in which the order of seeding is decided.
@@ -29,8 +29,10 @@ enum What {
     Seeding(Seeding),
     /// Weeks of VM series and events over sites with prices, with and without forecasts
     Fleet(simulate_fleet::Args),
-    /// How long forecasts for a whole fleet take
+    /// How long a controller's cycle takes for a whole fleet: ingest, forecast, plan
     Cycle(simulate_cycle::Args),
+    /// How long forecasts of all series of a whole fleet take
+    Forecasts(simulate_forecasts::Args),
     /// What the history of a whole fleet takes on disk
     History(simulate_history::Args),
 }
@@ -65,7 +67,8 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
     let args = match &args.what {
         What::Seeding(args) => args,
         What::Fleet(args) => return simulate_fleet::run(args, out),
-        What::Cycle(args) => return simulate_cycle::run(args, out),
+        What::Cycle(args) => return super::block_on(simulate_cycle::run(args, out)),
+        What::Forecasts(args) => return simulate_forecasts::run(args, out),
         What::History(args) => return simulate_history::run(args, out),
     };
     if !(args.copy_fraction > 0.0 && args.copy_fraction <= 0.5) {

@@ -1,7 +1,7 @@
 //! `forerun simulate history`: what a fleet's history takes on disk, and how long it takes to write and
 //! to read.
 //!
-//! The same series as `forerun simulate cycle` makes, one frame for every five minutes, into a file as a
+//! The same series as `forerun simulate forecasts` makes, one frame for every five minutes, into a file as a
 //! controller keeps it.
 
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::simulate_cycle::{DAY, DAYS, METRICS, STEP_SECONDS, models};
+use super::simulate_forecasts::{DAY, DAYS, METRICS, STEP_SECONDS, models};
 use super::{Failure, Out};
 use crate::history::{Kept, Key, Metric, Span};
 

@@ -118,6 +118,9 @@ pub struct SiteConfig {
     pub netns: Option<String>,
     /// Where its nodes find the controller, if it is not the address on which that listens.
     pub controller: Option<String>,
+    /// HOST:PORT at the site: nodes measure the round trip to it, before the site has a node. A host
+    /// that refuses the connection does as well.
+    pub probe: Option<String>,
     /// The round trip to it as far as is known beforehand; a larger one that is measured counts.
     #[serde(default)]
     pub latency_ms: f64,
@@ -127,6 +130,23 @@ pub struct SiteConfig {
     /// How long a node takes there, until it has been measured.
     #[serde(default = "provision_time")]
     pub provision_seconds: u64,
+}
+
+impl SiteConfig {
+    /// A site of which nothing but the name is said.
+    #[must_use]
+    pub fn at(name: &str) -> SiteConfig {
+        SiteConfig {
+            name: name.to_owned(),
+            address: loopback(),
+            netns: None,
+            controller: None,
+            probe: None,
+            latency_ms: 0.0,
+            bandwidth_mib: bandwidth(),
+            provision_seconds: provision_time(),
+        }
+    }
 }
 
 fn bandwidth() -> f64 {

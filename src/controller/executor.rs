@@ -11,9 +11,10 @@ use super::{Controller, convert, unix_ms};
 use crate::fleet::{
     Answer, Command, Operation, OperationId, State, Status, View, Volume, apply, plan, undo,
 };
+use crate::predict::convergence::Convergence;
 use crate::store::{Store, Transaction};
-use node::{Error, ErrorKind, Result};
-use proto::v1;
+use node::{Error, ErrorKind, Result, VolumeName};
+use proto::v1::{self, CutoverPhase, CutoverProgress};
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -214,7 +215,8 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         let answer = self
             .inner
             .nodes
-            .call(call, |p| {
+            .call(call, |mut p| {
+                self.promise(&v.name, &mut p);
                 self.show(&o.id, |o| {
                     o.waiting.clear();
                     o.cutover = Some(p);
@@ -222,6 +224,24 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             })
             .await?;
         Ok(Some((step.change.clone(), answer)))
+    }
+
+    /// Say beside when a cutover will probably end by when it nearly always does.
+    fn promise(&self, volume: &VolumeName, p: &mut CutoverProgress) {
+        if p.phase() != CutoverPhase::Converge {
+            return;
+        }
+        let heat = &self.inner.presence.heat;
+        let found = heat.convergence(volume, p.bytes_left, p.send_bytes_per_second);
+        let Some(Convergence::Within { seconds, .. }) = found else {
+            return; // that it lacks bandwidth the node says itself
+        };
+        if !p.note.is_empty() {
+            p.note.push_str("; ");
+        }
+        let seconds = seconds.ceil();
+        p.note
+            .push_str(&format!("95 of 100 such converge within {seconds} s"));
     }
 
     /// Record a step that is done.

@@ -25,6 +25,7 @@ mod provisioning;
 mod reconcile;
 mod records;
 mod registry;
+mod rehearsal;
 mod server;
 mod traffic;
 
@@ -32,6 +33,7 @@ pub use config::{
     Config, Measured, PlanningConfig, ProvisionConfig, SeriesConfig, SiteConfig, SourceConfig,
 };
 pub use nodes::{Call, GrpcNodes, Nodes, Request, consistency};
+pub use rehearsal::{Rehearsal, Took};
 pub use server::serve;
 
 use crate::store::Store;
@@ -55,6 +57,8 @@ struct Inner<S, N> {
     records: Records<S>,
     nodes: N,
     presence: Presence,
+    /// Sites with an address at which nodes measure how far they are.
+    probes: Vec<(String, String)>,
     /// Operations under way, for those who watch.
     live: Mutex<HashMap<crate::fleet::OperationId, Live>>,
     /// Rung when a node registers: whoever waits for one tries again.
@@ -82,6 +86,9 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 records: Records::open(store).await?,
                 nodes,
                 presence: Presence::default(),
+                probes: (config.site.iter())
+                    .filter_map(|s| Some((s.name.clone(), s.probe.clone()?)))
+                    .collect(),
                 live: Mutex::default(),
                 arrival: Notify::new(),
                 events: broadcast::Sender::new(FOLLOWER_BACKLOG),

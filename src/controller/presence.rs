@@ -3,6 +3,7 @@
 
 use super::heat::Heat;
 use super::records::Happening;
+use super::registry::SITE;
 use super::traffic::Traffic;
 use super::{Controller, Nodes};
 use crate::fleet::{Copy, NodeView, Volume};
@@ -92,6 +93,17 @@ impl Presence {
         };
         let micros = measured(a, b).or_else(|| measured(b, a))?;
         Some(Duration::from_micros(micros.into()))
+    }
+
+    /// How far sites are from a node, as it measured them.
+    pub fn sites_from(&self, name: &NodeName) -> Vec<(String, Duration)> {
+        let said = self.read();
+        let latencies = said.get(name).into_iter().flat_map(|s| &s.latencies);
+        let sites = latencies.filter_map(|l| {
+            let site = l.node.strip_prefix(SITE)?;
+            Some((site.to_owned(), Duration::from_micros(l.micros.into())))
+        });
+        sites.collect()
     }
 
     /// What a node said last about a volume, and how long ago.

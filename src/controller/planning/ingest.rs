@@ -200,6 +200,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         let nodes = self.inner.records.nodes().await?;
         let volumes = self.inner.records.volumes().await?;
         let own = self.said(planning, point, &nodes, &volumes);
+        planning.seen().lap.samples = own.len();
         // what sources know counts before what nodes say: of two samples the second
         planning.kept.append(point, clock, own).await?;
         for (i, source) in planning.sources.iter().enumerate() {

@@ -37,7 +37,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The planning of one controller.
 pub(super) struct Planning {
@@ -59,12 +59,21 @@ pub(super) struct Planning {
 struct Seen {
     ingested: ingest::Ingested,
     clock_trouble: Option<String>,
+    lap: Lap,
     /// What nodes used lately, as shares of the scarcer thing; read from the history in each cycle.
     loads: BTreeMap<String, Vec<(UnixTime, f64)>>,
     /// Since when a subject has been calm, and a provisioned node empty.
     idle_since: BTreeMap<String, UnixTime>,
     empty_since: BTreeMap<String, UnixTime>,
     trouble: String,
+}
+
+/// What the parts of the last cycle took.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Lap {
+    pub ingest: Duration,
+    pub samples: usize,
+    pub forecast: Duration,
 }
 
 /// A plan with what a person should know of how it was made.
@@ -76,6 +85,8 @@ pub(super) struct Planned {
     pub notes: Vec<String>,
     /// What the volumes of each subject need where they go.
     pub needs: BTreeMap<String, Vec<outlook::Stated>>,
+    /// How long copies of them take at each site.
+    pub promises: BTreeMap<String, BTreeMap<String, view::Promise>>,
     /// What stands since earlier plans.
     pub commitments: BTreeMap<String, Began>,
 }
@@ -126,6 +137,14 @@ impl Planning {
             config: planning,
             cycle: tokio::sync::Mutex::default(),
         }))
+    }
+
+    pub(super) fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    pub(super) fn lap(&self) -> Lap {
+        self.seen().lap
     }
 
     /// How far back the history goes.
@@ -206,7 +225,9 @@ impl<S: Store, N: Nodes> Controller<S, N> {
     pub(super) async fn cycle(&self, mode: Option<Mode>) -> Result<Planned> {
         let planning = self.planning()?;
         let _one = planning.cycle.lock().await;
+        let began = Instant::now();
         let notes = self.ingest(planning).await?;
+        planning.seen().lap.ingest = began.elapsed();
         let mut rules = planning.rules(self.calendar_events().await?)?;
         rules.policy.mode = mode.unwrap_or(rules.policy.mode);
         let mut planned = self.plan_by(planning, &rules, true).await?;
@@ -254,6 +275,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             plan,
             notes: view.notes,
             needs: view.needs,
+            promises: view.promises,
             commitments,
         })
     }

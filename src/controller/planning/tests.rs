@@ -92,15 +92,7 @@ impl Rig {
                 mode: Some(Mode::Advise),
                 ..PlanningConfig::default()
             }),
-            site: vec![SiteConfig {
-                name: "west".into(),
-                address: [127, 0, 0, 1].into(),
-                netns: None,
-                controller: None,
-                latency_ms: 1.0,
-                bandwidth_mib: 100.0,
-                provision_seconds: 60,
-            }],
+            site: vec![SiteConfig::at("west")],
             provision: Some(crate::controller::ProvisionConfig::default()),
             ..Config::default()
         };
@@ -132,6 +124,20 @@ impl Rig {
                     ..IoCounters::default()
                 }),
                 ..VolumeReport::default()
+            }],
+            ..HeartbeatRequest::default()
+        };
+        let presence = &self.controller().inner.presence;
+        presence.heard("a".parse().unwrap(), beat);
+    }
+
+    /// A heartbeat of node a, to which a site is so far.
+    fn hear_distance(&self, site: &str, micros: u32) {
+        let beat = HeartbeatRequest {
+            name: "a".into(),
+            latencies: vec![proto::v1::PeerLatency {
+                node: format!("site/{site}"),
+                micros,
             }],
             ..HeartbeatRequest::default()
         };
@@ -262,4 +268,21 @@ async fn what_guests_do_comes_from_heartbeats_into_the_history_once_in_a_period(
     if rig.cores() != cores {
         assert_eq!(rig.cores().len(), 2, "five minutes passed meanwhile");
     }
+}
+
+/// Nobody stated how far the site is, and it has no node: what the node measured decides.
+#[tokio::test]
+async fn a_site_that_its_nodes_find_too_far_away_is_no_choice() {
+    let rig = Rig::with(0, |_| Vec::new()).await;
+    let west = async || {
+        let planned = rig.controller().plan_only().await.unwrap();
+        planned.plan.decisions[0].sites["west"].clone()
+    };
+    rig.hear_distance("west", 20_000);
+    assert!(matches!(west().await, Outlook::Possible { .. }));
+    rig.hear_distance("west", 80_000);
+    let Outlook::Filtered { why } = west().await else {
+        panic!("it is possible");
+    };
+    assert!(why.contains("80.0 ms away"), "{why}");
 }

@@ -14,12 +14,15 @@ use crate::planner::{
     Ask, Bandwidth, Bytes, Calendar, Distribution, EventKind, Held, Money, Need, NodeView, Prices,
     Seconds, SiteView, Subject, UnixTime,
 };
+use crate::predict::convergence::Convergence;
 use crate::predict::requirement::Resource;
 use crate::predict::{Series, csv};
 use crate::store::Store;
 use node::{Error, ErrorKind, NodeName, Result};
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
+use std::time::Instant;
 
 /// Demand below this share of its limit is calm.
 const CALM: f64 = 0.9;
@@ -35,7 +38,19 @@ pub(super) struct View {
     pub nodes: Vec<NodeView>,
     /// What is needed where they go, by subject.
     pub needs: BTreeMap<String, Vec<Stated>>,
+    /// When copies at each site would be ready to be moved to, by subject.
+    pub promises: BTreeMap<String, BTreeMap<String, Promise>>,
     pub notes: Vec<String>,
+}
+
+/// How long a subject's volumes take to have copies at a site that a cutover can end quickly, 95 times
+/// of 100, with all its bandwidth shared by them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(in crate::controller) struct Promise {
+    /// None if increments would not become small: the guest has to be paced, or mirrored.
+    pub seconds: Option<u64>,
+    /// All that is sent until then.
+    pub bytes: u64,
 }
 
 impl<S: Store, N: Nodes> Controller<S, N> {
@@ -58,7 +73,9 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             at_home.entry(home.to_owned()).or_default().push(v);
         }
         let homes = self.homes(planning, &nodes, &at_home, &mut notes);
+        let started = Instant::now();
         let mut demands = Self::demands(planning, rules, homes, learn).await?;
+        planning.seen().lap.forecast = started.elapsed();
         notes.extend(demands.values().flat_map(|d| d.notes.clone()));
         let quantile = rules.policy.shape_quantile;
         let needs = (demands.iter())
@@ -94,13 +111,46 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         let provisioned = self.provisioned_sites().await?;
         notes.extend(provisioned.trouble.clone());
         let sites = Self::sites(planning, &nodes, began, &provisioned);
+        let promises = (subjects.iter())
+            .map(|s| (s.name.clone(), self.promises(s, &sites)))
+            .filter(|(_, promises)| !promises.is_empty())
+            .collect();
         Ok(View {
+            promises,
             subjects,
             sites,
             nodes,
             needs,
             notes,
         })
+    }
+
+    /// What can be promised of each site; nothing before guests' habits are known.
+    fn promises(&self, subject: &Subject, sites: &[SiteView]) -> BTreeMap<String, Promise> {
+        let others = sites.iter().filter(|site| site.name != subject.site);
+        let promises = others.filter_map(|site| {
+            let share = site.bandwidth.0 / subject.moving.len().max(1) as u64;
+            let mut all = Promise {
+                seconds: Some(0),
+                bytes: 0,
+            };
+            for ask in &subject.moving {
+                let name = ask.volume.parse().ok()?;
+                let heat = &self.inner.presence.heat;
+                // of copies that are there together the last byte behind counts for each
+                let copies = subject.copies.get(&site.name);
+                let bytes = copies.map_or(ask.bytes, |c| c.behind.min(ask.bytes));
+                match heat.convergence(&name, bytes.0, share)? {
+                    Convergence::Within { seconds, bytes } => {
+                        all.seconds = all.seconds.map(|s| s.max(seconds.ceil() as u64));
+                        all.bytes = all.bytes.saturating_add(bytes as u64);
+                    }
+                    Convergence::Never => all.seconds = None,
+                }
+            }
+            Some((site.name.clone(), all))
+        });
+        promises.collect()
     }
 
     /// Every node with what its forecast is made of.
@@ -254,6 +304,11 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 let nearest = site_latency_ms.entry(other.site.clone()).or_insert(ms);
                 *nearest = nearest.min(ms);
             }
+        }
+        for (site, far) in self.inner.presence.sites_from(&name) {
+            let ms = far.as_secs_f64() * 1e3;
+            let nearest = site_latency_ms.entry(site).or_insert(ms);
+            *nearest = nearest.min(ms);
         }
         Ok(Subject {
             name: node.name.clone(),

@@ -1,11 +1,14 @@
-//! How far other nodes are. The controller says whom to measure; each is asked for nothing over a
-//! connection that is kept, and the median of its latest answers is what the next heartbeat says.
+//! How far other nodes are, and hosts at sites that have no node yet. The controller says whom to
+//! measure: a node is asked for nothing over a connection that is kept, a host is knocked at. The median
+//! of the latest answers is what the next heartbeat says.
 
 use proto::v1::node_client::NodeClient;
 use proto::v1::{Peer, PeerLatency, PingRequest};
 use std::collections::{BTreeMap, VecDeque};
+use std::io::ErrorKind;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 
 /// How often each is asked: distances change slowly.
@@ -17,15 +20,50 @@ const KEPT: usize = 9;
 /// Nodes that are measured at most.
 const PEERS_MAX: usize = 64;
 
+/// Before the address of what is no node.
+const HOST: &str = "tcp:";
+
 /// The nodes that are measured.
 #[derive(Default)]
 pub(super) struct Neighbours(Mutex<BTreeMap<String, Neighbour>>);
 
 struct Neighbour {
     address: String,
-    client: NodeClient<Channel>,
+    way: Way,
     is_connected: bool,
     micros: VecDeque<u32>,
+}
+
+#[derive(Clone)]
+enum Way {
+    Node(NodeClient<Channel>),
+    Host(String),
+}
+
+impl Way {
+    /// To an address; none if it is no address.
+    fn to(address: &str) -> Option<Way> {
+        if let Some(host) = address.strip_prefix(HOST) {
+            return Some(Way::Host(host.to_owned()));
+        }
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
+        let channel = endpoint.timeout(PATIENCE).connect_lazy();
+        Some(Way::Node(NodeClient::new(channel)))
+    }
+
+    /// Whether an answer came: from a host a refusal is one, and comes as fast.
+    async fn answers(self) -> bool {
+        match self {
+            Way::Node(mut client) => client.ping(PingRequest {}).await.is_ok(),
+            Way::Host(host) => {
+                let knock = tokio::time::timeout(PATIENCE, TcpStream::connect(host)).await;
+                knock.is_ok_and(|came| match came {
+                    Ok(_) => true,
+                    Err(e) => e.kind() == ErrorKind::ConnectionRefused,
+                })
+            }
+        }
+    }
 }
 
 impl Neighbours {
@@ -41,12 +79,12 @@ impl Neighbours {
             peers.iter().any(wanted)
         });
         for peer in peers.into_iter().take(PEERS_MAX) {
-            let Ok(endpoint) = Endpoint::from_shared(format!("http://{}", peer.address)) else {
+            let Some(way) = Way::to(&peer.address) else {
                 continue; // what is no address cannot be measured
             };
             all.entry(peer.node).or_insert_with(|| Neighbour {
                 address: peer.address,
-                client: NodeClient::new(endpoint.timeout(PATIENCE).connect_lazy()),
+                way,
                 is_connected: false,
                 micros: VecDeque::new(),
             });
@@ -74,11 +112,11 @@ impl Neighbours {
         loop {
             tick.tick().await;
             let all: Vec<_> = (self.lock().iter())
-                .map(|(name, n)| (name.clone(), n.client.clone()))
+                .map(|(name, n)| (name.clone(), n.way.clone()))
                 .collect();
-            for (name, mut client) in all {
+            for (name, way) in all {
                 let began = Instant::now();
-                let answered = client.ping(PingRequest {}).await.is_ok();
+                let answered = way.answers().await;
                 self.learn(&name, answered.then(|| began.elapsed()));
             }
         }
@@ -124,5 +162,16 @@ mod tests {
         // another address is another way
         all.set(vec![peer("a", "127.0.0.1:9")]);
         assert_eq!(all.latencies(), []);
+    }
+
+    #[tokio::test]
+    async fn a_host_answers_by_taking_a_connection_or_by_refusing_it() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("{HOST}{}", listener.local_addr().unwrap());
+        assert!(Way::to(&address).unwrap().answers().await);
+        drop(listener);
+        assert!(Way::to(&address).unwrap().answers().await);
+        let nowhere = format!("{HOST}no-such-host.invalid:1");
+        assert!(!Way::to(&nowhere).unwrap().answers().await);
     }
 }
