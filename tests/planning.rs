@@ -128,6 +128,14 @@ fn load_that_nears_capacity_is_foreseen_and_advice_is_not_carried_out() {
         "advice binds nobody"
     );
     assert_eq!(rig.processes().len(), 0);
+    // it says what should be done when the load is there
+    rig.load(&(0..288 * 5 - 10).map(day).collect::<Vec<_>>());
+    let notes = rig.until("it is advised", || {
+        let notes = rig.run(&["plan"])["notes"].to_string();
+        notes.contains("should leave a").then_some(notes)
+    });
+    assert!(notes.contains("no copies of them are ready"), "{notes}");
+    rig.load(&(0..288 * 5 - 21).map(day).collect::<Vec<_>>());
     // until somebody says so
     rig.run(&["plan", "--apply"]);
     let plan = rig.run(&["plan"]);
@@ -135,6 +143,44 @@ fn load_that_nears_capacity_is_foreseen_and_advice_is_not_carried_out() {
     rig.until("the node comes", || {
         (rig.processes().len() == 1).then_some(())
     });
+}
+
+/// A copy was ready, the load passed the limit, and the disk stayed where it was until somebody cut it
+/// over.
+#[test]
+fn a_volume_leaves_an_overloaded_node_for_its_copy_and_comes_home_when_it_is_calm() {
+    let Some(rig) = Rig::planning("auto", POLICY) else {
+        return;
+    };
+    let day = |i: usize| if i % 288 >= 270 { 1.2 } else { 0.3 };
+    let until = |samples: usize| (0..samples).map(day).collect::<Vec<_>>();
+    // twelve samples before the overload: it is foreseen, and none too soon
+    rig.load(&until(288 * 5 - 30));
+    let west = rig.until("its copy is there", || {
+        let plan = rig.run(&["plan"]);
+        let node = plan["commitments"]["a"]["nodes"][0].as_str()?.to_owned();
+        let states = rig.run(&["volume", "list"])[0]["replicas"].to_string();
+        states.contains("consistent").then_some(node)
+    });
+    // the overload is there
+    rig.load(&until(288 * 5 - 10));
+    rig.until("it leaves", || (owner(&rig) == west).then_some(()));
+    // not calm for long enough yet, then it is
+    rig.load(&[0.3; 300]);
+    rig.until("it comes home", || (owner(&rig) == "a").then_some(()));
+    let said = rig.lines(&["events"]);
+    let moves: Vec<&str> = said
+        .iter()
+        .filter(|e| e["kind"] == "plan-moves")
+        .filter_map(|e| e["text"].as_str())
+        .collect();
+    assert_eq!(moves.len(), 2, "{moves:?}");
+    let why = moves[0];
+    assert!(
+        why.contains("it used 1.20 of") || why.contains("runs out"),
+        "{why}"
+    );
+    assert!(moves[1].contains("comes home"), "{moves:?}");
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod place;
 mod plan;
 mod policy;
 mod prices;
+mod relief;
 pub mod replay;
 mod score;
 mod shape;
@@ -29,6 +30,7 @@ pub use plan::{
 };
 pub use policy::{Mode, Policy};
 pub use prices::{Prices, Shape, SitePrices};
+pub use relief::{Pressure, Relief};
 pub use score::{Move, Score, Urgency, Windows};
 pub use shape::{Need, Recommendation, recommend};
 pub use unit::{Bandwidth, Bytes, Invalid, Money, Seconds, UnixTime};

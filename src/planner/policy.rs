@@ -33,6 +33,8 @@ pub struct Policy {
     pub utilisation_limit: f64,
     /// The probability of passing it that is too much.
     pub utilisation_probability: f64,
+    /// The probability of running out of capacity soon from which on volumes leave before it is seen.
+    pub leave_probability: f64,
     /// What a second without a warm copy costs, in the price table's currency.
     pub value_of_second: f64,
     /// What a move without a warm copy costs beside that, however short the wait.
@@ -68,6 +70,7 @@ impl Default for Policy {
             close_score: 0.0,
             utilisation_limit: 0.9,
             utilisation_probability: 0.3,
+            leave_probability: 0.8,
             value_of_second: 0.01,
             value_of_move: 0.0,
             missed_share: 0.1,
@@ -94,6 +97,7 @@ impl Policy {
         let shares = [
             ("utilisation_limit", policy.utilisation_limit),
             ("utilisation_probability", policy.utilisation_probability),
+            ("leave_probability", policy.leave_probability),
             ("missed_share", policy.missed_share),
             ("shape_quantile", policy.shape_quantile),
             ("spare", policy.spare),

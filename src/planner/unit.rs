@@ -1,6 +1,6 @@
 //! Units, so that seconds are not added to bytes and a price is not taken for a rate.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -10,7 +10,9 @@ const GIB: f64 = (1u64 << 30) as f64;
 pub struct Seconds(pub u64);
 
 /// A moment: seconds since 1970, UTC.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct UnixTime(pub u64);
 
 /// An amount of data.

@@ -1,9 +1,9 @@
-//! Volumes that a plan moved away from home, because of an event there, and that come back.
+//! Volumes that a plan moved away from home, because of an event or of load there, and that come back.
 
 use super::view::maintenance;
 use super::{Controller, Nodes, Planned, Planning, Rules, book, now};
 use crate::fleet::Volume;
-use crate::planner::{EventKind, Seconds};
+use crate::planner::{EventKind, Relief, Seconds, UnixTime};
 use crate::store::{Store, Transaction};
 use node::{NodeName, Result, VolumeName};
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,23 @@ pub(super) struct Away {
     pub home: String,
     /// Where it was moved to.
     pub to: String,
+    /// Why.
+    #[serde(default)]
+    pub cause: Cause,
+    /// Since when.
+    #[serde(default)]
+    pub since: UnixTime,
+}
+
+/// Why a volume is away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Cause {
+    /// Maintenance at home.
+    #[default]
+    Event,
+    /// Load at home.
+    Load,
 }
 
 impl<S: Store, N: Nodes> Controller<S, N> {
@@ -24,7 +41,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         self.planning_records(AWAY).await
     }
 
-    async fn put_away(&self, volume: &VolumeName, away: Option<&Away>) -> Result<()> {
+    pub(super) async fn put_away(&self, volume: &VolumeName, away: Option<&Away>) -> Result<()> {
         let mut t = Transaction::default();
         let bytes = away.map(book::encode).transpose()?;
         t.write.push((format!("{AWAY}{volume}"), bytes));
@@ -32,7 +49,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         Ok(())
     }
 
-    async fn volume_named(&self, name: &str) -> Result<Option<Volume>> {
+    pub(super) async fn volume_named(&self, name: &str) -> Result<Option<Volume>> {
         let found = self.inner.records.volume(&name.parse()?).await?;
         Ok(found.map(|r| r.record))
     }
@@ -73,6 +90,8 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 let away = Away {
                     home: subject.clone(),
                     to: to.to_string(),
+                    cause: Cause::Event,
+                    since: at,
                 };
                 self.put_away(&v.name, Some(&away)).await?;
                 self.move_to(&v, &to).await?;
@@ -87,7 +106,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
     }
 
     /// Why a volume cannot be moved to a node now, if it cannot.
-    async fn is_no_refuge(
+    pub(super) async fn is_no_refuge(
         &self,
         rules: &Rules,
         v: &Volume,
@@ -134,7 +153,10 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 }
                 continue;
             }
+            let calm = away.cause == Cause::Event
+                || planned.relief.get(&away.home) == Some(&Relief::Return);
             if !planning.config.return_home
+                || !calm
                 || !settled
                 || self.is_due_away(rules, &away.home).await?
             {

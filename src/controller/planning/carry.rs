@@ -62,6 +62,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         book::put(&mut t, &before, &planned.commitments)?;
         self.commit(t, Vec::new()).await?;
         self.leave_for_events(rules, planned).await?;
+        self.leave_for_load(planning, rules, planned).await?;
         self.come_home(planning, rules, planned).await?;
         self.remove_unwanted(&planned.commitments).await?;
         self.retire_empty(planning, rules, &planned.commitments)

@@ -18,6 +18,7 @@ mod book;
 mod carry;
 mod ingest;
 mod outlook;
+mod relieve;
 mod review;
 mod service;
 mod view;
@@ -28,7 +29,7 @@ use super::records::Happening;
 use super::{Controller, Nodes, unix_ms};
 use crate::history::{Kept, Learned};
 use crate::planner::{
-    Action, Calendar, Commitments, Input, Mode, Plan, Policy, Prices, UnixTime, plan,
+    Action, Calendar, Commitments, Input, Mode, Plan, Policy, Prices, Relief, UnixTime, plan,
 };
 use crate::store::{Store, Transaction};
 use book::Began;
@@ -87,6 +88,8 @@ pub(super) struct Planned {
     pub needs: BTreeMap<String, Vec<outlook::Stated>>,
     /// How long copies of them take at each site.
     pub promises: BTreeMap<String, BTreeMap<String, view::Promise>>,
+    /// What the load of each subject drives its volumes to, where it does.
+    pub relief: BTreeMap<String, Relief>,
     /// What stands since earlier plans.
     pub commitments: BTreeMap<String, Began>,
 }
@@ -270,14 +273,20 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             policy: &rules.policy,
         };
         let plan = plan(&input, &mut kept);
+        let relief = self.relief(planning, rules, &view.subjects).await?;
         let commitments = book::after(began, &kept, &plan, &view);
-        Ok(Planned {
+        let mut planned = Planned {
             plan,
             notes: view.notes,
             needs: view.needs,
             promises: view.promises,
+            relief,
             commitments,
-        })
+        };
+        if rules.policy.mode == Mode::Advise {
+            Self::advise_relief(&mut planned);
+        }
+        Ok(planned)
     }
 
     /// The plan, what it commits to and what it predicts, in one transaction.

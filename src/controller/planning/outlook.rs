@@ -381,12 +381,19 @@ fn gather(kept: &Kept, homes: &[Home], grid: Grid) -> Result<Vec<Rows>> {
 }
 
 fn recent(home: &Home, rows: &Rows, grid: Grid) -> Vec<(UnixTime, f64)> {
-    let Some(capacity) = home.capacity else {
-        return Vec::new();
-    };
     let points = grid.points();
     let shares = (points.saturating_sub(RECENT)..points).filter_map(|i| {
-        let share = |m: usize| Some(rows.own[m][i] / capacity[m]).filter(|s| s.is_finite());
+        let share = |m: usize| {
+            let value = match &home.files[m] {
+                // its last value is that of now
+                Some(file) => *file
+                    .values
+                    .get((file.values.len() + i).checked_sub(points)?)?,
+                None => rows.own[m][i],
+            };
+            let known = home.files[m].is_some() || home.capacity.is_some();
+            Some(value / whole(home, m)).filter(|s| known && s.is_finite())
+        };
         let most = share(0).into_iter().chain(share(1)).reduce(f64::max)?;
         Some((UnixTime((grid.first + i as i64 * grid.step) as u64), most))
     });

@@ -29,7 +29,7 @@ const CALM: f64 = 0.9;
 /// The quantile of predicted utilisation by which a target is judged.
 const UTILISATION_QUANTILE: f64 = 0.9;
 /// All that a node has.
-const CAPACITY: f64 = 1.0;
+pub(super) const CAPACITY: f64 = 1.0;
 
 /// What a cycle looks at.
 pub(super) struct View {
