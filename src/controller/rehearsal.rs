@@ -144,6 +144,8 @@ impl Rehearsal {
                 replicas: Vec::new(),
                 forwarding_from: None,
                 operation: None,
+                taken: 0,
+                offered_to: None,
             };
             put_volume(&mut t, &volume.name, Some(&volume))?;
             if t.write.len() >= BATCH {
