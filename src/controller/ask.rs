@@ -140,7 +140,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
     /// Remove a volume's copy from a node, a former owner's included once no guest comes by it any
     /// more. True when nothing is left there.
     pub(super) async fn drop_copy(&self, v: &Volume, on: &NodeName) -> Result<bool> {
-        if v.forwarding_from.as_ref() == Some(on) {
+        if v.is_left_on(on) {
             if self.passes_on(v, on) {
                 return Ok(false);
             }

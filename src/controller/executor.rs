@@ -162,8 +162,11 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 Err(e) => {
                     tracing::info!(id = %operation.id, "{e}; asking again");
                     self.show(&operation.id, |o| o.waiting = e.to_string());
-                    let arrival = self.inner.arrival.notified();
-                    let _ = tokio::time::timeout(pause, arrival).await; // either way: ask again
+                    tokio::select! {
+                        biased;
+                        () = self.inner.arrival.notified() => {}
+                        () = self.inner.nodes.pause(pause) => {}
+                    }
                     pause = (pause * 2).min(RETRY_MOST);
                 }
             }

@@ -48,6 +48,11 @@ pub trait Nodes: Send + Sync + 'static {
         call: Call,
         progress: impl Fn(CutoverProgress) + Send + Sync,
     ) -> impl Future<Output = Result<Answer>> + Send;
+
+    /// A while, before a node that did not answer is asked again.
+    fn pause(&self, pause: Duration) -> impl Future<Output = ()> + Send {
+        tokio::time::sleep(pause)
+    }
 }
 
 /// The call that brings an effect about. `find` gives a node's registration; `asked` is for people.

@@ -143,6 +143,7 @@ impl Rehearsal {
                 generation: 1,
                 replicas: Vec::new(),
                 forwarding_from: None,
+                left_on: Vec::new(),
                 operation: None,
                 taken: 0,
                 offered_to: None,

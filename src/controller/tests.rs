@@ -5,6 +5,8 @@
 //! At the chosen count the controller stops for ever, as SIGKILL stops it. A new controller on the
 //! same store must bring the fleet to the same end as one that was never killed.
 
+mod simulation;
+
 use super::nodes::Request;
 use super::*;
 use crate::fleet::{Answer, Command, Consistency, Node, Operation, OperationId, State};
@@ -495,6 +497,7 @@ fn an_owner_that_lost_a_replica_is_reminded_only_when_nothing_is_under_way() {
         forwarding_from: None,
         taken: 0,
         offered_to: None,
+        left_on: vec![],
         operation: None,
     };
     let mut said = proto::v1::VolumeReport::default();

@@ -331,8 +331,8 @@ pub fn plan(id: &OperationId, command: &Command, view: &View<'_>) -> Result<Plan
         }
         Command::RemoveReplica { node, .. } => {
             let v = view.existing(asked, name)?;
-            let steps = if v.forwarding_from.as_ref() == Some(node) {
-                // the former owner's copy: nobody sends to it, connections through it end
+            let steps = if v.is_left_on(node) {
+                // a former owner's copy: nobody sends to it, connections through it end
                 vec![delete_on(
                     node,
                     Change::RemoveReplica { node: node.clone() },
@@ -407,6 +407,7 @@ fn new_volume(
         forwarding_from: None,
         taken: 0,
         offered_to: None,
+        left_on: Vec::new(),
         operation: None,
     }
 }
@@ -433,9 +434,8 @@ fn delete_steps(v: &Volume) -> Vec<Step> {
         .iter()
         .flat_map(|r| remove_steps(&r.node))
         .collect();
-    if let Some(former) = &v.forwarding_from {
-        steps.push(delete_on(former, Change::None));
-    }
+    let former = v.forwarding_from.iter().chain(&v.left_on);
+    steps.extend(former.map(|node| delete_on(node, Change::RemoveReplica { node: node.clone() })));
     steps.push(delete_on(&v.owner, Change::Forget));
     steps
 }
@@ -556,15 +556,11 @@ pub fn apply(change: &Change, answer: Answer, mut v: Volume) -> Result<Option<Vo
         Change::AddReplica { replica } => {
             v.replicas.retain(|r| r.node != replica.node);
             v.replicas.push(replica.clone());
-            if v.forwarding_from.as_ref() == Some(&replica.node) {
-                v.forwarding_from = None;
-            }
+            v.reclaimed(&replica.node);
         }
         Change::RemoveReplica { node } => {
             v.replicas.retain(|r| r.node != *node);
-            if v.forwarding_from.as_ref() == Some(node) {
-                v.forwarding_from = None;
-            }
+            v.reclaimed(node);
         }
         Change::Resized { size_bytes } => v.size_bytes = *size_bytes,
         Change::Owned { by } | Change::Taken { by } => {
@@ -579,7 +575,8 @@ pub fn apply(change: &Change, answer: Answer, mut v: Volume) -> Result<Option<Vo
                 ));
             }
             v.replicas.retain(|r| r.node != *by);
-            v.forwarding_from = Some(std::mem::replace(&mut v.owner, by.clone()));
+            let former = std::mem::replace(&mut v.owner, by.clone());
+            v.left_on.extend(v.forwarding_from.replace(former));
             v.generation = answer.generation;
             v.offered_to = None;
             if matches!(change, Change::Taken { .. }) {

@@ -39,6 +39,7 @@ fn volume(replicas: &[&str]) -> Volume {
         forwarding_from: None,
         taken: 0,
         offered_to: None,
+        left_on: vec![],
         operation: None,
     }
 }
@@ -301,6 +302,35 @@ fn a_former_owners_copy_can_be_removed() {
         .unwrap();
     assert_eq!(after.forwarding_from, None);
     assert_eq!(after.replicas.len(), 1);
+}
+
+/// A volume moved twice. The record knew the last owner only, so the first one's image stayed when the
+/// volume was deleted, took its room for good, and refused a later volume of the same name.
+#[test]
+fn what_every_former_owner_has_goes_with_the_volume() {
+    let mut v = volume(&["n2", "n3"]);
+    for (to, generation) in [("n2", 4), ("n3", 5)] {
+        let plan = planned(&cutover(to), Some(&v)).unwrap();
+        let answer = Answer {
+            generation,
+            ..Answer::default()
+        };
+        v = apply(&plan.steps[0].change, answer, v).unwrap().unwrap();
+    }
+    assert!(
+        ["n1", "n2"]
+            .iter()
+            .all(|n| v.is_left_on(&n.parse().unwrap()))
+    );
+    let delete = Command::Delete {
+        volume: "v".parse().unwrap(),
+    };
+    let p = planned(&delete, Some(&v)).unwrap();
+    let steps = ["delete on n2", "delete on n1", "delete on n3"];
+    assert_eq!(names(&p.steps), steps);
+    let back = planned(&add("n1", Consistency::Eventual), Some(&v)).unwrap();
+    let v = apply(&back.steps[0].change, Answer::default(), v).unwrap();
+    assert!(!v.unwrap().is_left_on(&"n1".parse().unwrap()));
 }
 
 #[test]

@@ -18,6 +18,27 @@ where
     String::deserialize(d)?.parse().map_err(D::Error::custom)
 }
 
+/// The same for a list of names.
+pub mod list {
+    use super::{Deserialize, Deserializer, Display, Error, FromStr, Serializer};
+
+    /// Write names as texts.
+    pub fn serialize<T: Display, S: Serializer>(value: &[T], s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(value.iter().map(ToString::to_string))
+    }
+
+    /// Read names.
+    pub fn deserialize<'de, T, D>(d: D) -> Result<Vec<T>, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        let texts = Vec::<String>::deserialize(d)?;
+        let names = texts.iter().map(|s| s.parse().map_err(D::Error::custom));
+        names.collect()
+    }
+}
+
 /// The same for a name that may be absent.
 pub mod option {
     use super::{Deserialize, Deserializer, Display, Error, FromStr, Serializer};

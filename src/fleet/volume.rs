@@ -41,6 +41,10 @@ pub struct Volume {
     /// that node can go on.
     #[serde(default, with = "text::option")]
     pub offered_to: Option<NodeName>,
+    /// Owners before that one whose copies are still there: nobody sends to them, but old connections may
+    /// go through them, and their images take room.
+    #[serde(default, with = "text::list")]
+    pub left_on: Vec<NodeName>,
     /// The operation that is changing it. One at a time: two that interleave could not be reasoned
     /// about after a crash.
     pub operation: Option<OperationId>,
@@ -151,5 +155,17 @@ impl Volume {
     #[must_use]
     pub fn replica_on(&self, node: &NodeName) -> Option<&Replica> {
         self.replicas.iter().find(|r| r.node == *node)
+    }
+
+    /// Whether `node` owned the volume and still has what it had then.
+    #[must_use]
+    pub fn is_left_on(&self, node: &NodeName) -> bool {
+        self.forwarding_from.as_ref() == Some(node) || self.left_on.contains(node)
+    }
+
+    /// What a former owner had is gone, or is a replica by now.
+    pub(super) fn reclaimed(&mut self, node: &NodeName) {
+        self.forwarding_from.take_if(|n| n == node);
+        self.left_on.retain(|n| n != node);
     }
 }

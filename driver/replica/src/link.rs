@@ -207,11 +207,6 @@ pub async fn greet<T: Transport>(transport: T) -> Result<Incoming<T>> {
 }
 
 impl<T: Transport> Incoming<T> {
-    /// Answer as one who has seen this generation.
-    pub fn answer_for(&self, seen: Generation) {
-        self.link.set_generation(seen);
-    }
-
     /// Say why the connection will not be served, and end it.
     pub async fn refuse(self, error: &Error) {
         tell(&self.link, Epoch(0), error).await;

@@ -3,7 +3,7 @@
 //! ```text
 //!   open: redo a committed epoch, or drop what was staged; tell the volume of a later generation
 //!   serve, a connection:
-//!     fence (durably) ─► HelloAck ─► frames
+//!     admit (the volume remembers the generation) ─► HelloAck ─► frames
 //!
 //!     seeding     Data/Zero ─► image;            watermark: image sync, record
 //!     first epoch Data/Zero ─► image;            end: image sync, record, EpochAck
@@ -191,7 +191,10 @@ impl<D: Disk, G: Target> Receiver<D, G> {
             self.recover().await?;
             let version = self.check(&hello)?;
             link.set_version(version);
-            let owned = self.fence(&link, generation).await?;
+            let owned = self.admit(&link, generation).await?;
+            if owned.is_none() {
+                self.follow(generation).await?;
+            }
             let mut session = session::Serving::new(self, &link, generation, owned);
             let result = {
                 let frames = pin!(session.run(&mut decoder, version));
@@ -264,56 +267,43 @@ impl<D: Disk, G: Target> Receiver<D, G> {
         wire::negotiate(hello.oldest, hello.newest)
     }
 
-    fn former(&self, generation: Generation, seen: Generation) -> Error {
-        Error::new(
-            ErrorKind::Fenced,
-            format!(
-                "volume {}: the source speaks for generation {generation}, but generation {seen} was \
-                 seen: it is a former owner",
-                self.volume
-            ),
-        )
+    /// Whether this source may speak here. Asked before its connection takes the place of another, and
+    /// again when its turn has come.
+    pub async fn admits<T: Transport>(&self, incoming: &Incoming<T>) -> Result<()> {
+        self.check(&incoming.hello)?;
+        let admitted = self.admit(&incoming.link, incoming.generation).await;
+        admitted.map(drop)
     }
 
-    /// Why a source of this generation need not even wait for its turn; `None` if it may.
-    pub fn refuses(&self, generation: Generation) -> Option<Error> {
-        let seen = self.store.get().generation;
-        (generation < seen).then(|| self.former(generation, seen))
-    }
-
-    /// Refuse a former owner, and remember the generation before anything is answered. The answer
-    /// says whether this node owns the volume by now.
-    async fn fence<T: Transport>(
+    /// Ask the volume, which remembers the generation durably before anything is answered, and alone
+    /// knows a former owner. The answer says whether this node owns the volume by now.
+    async fn admit<T: Transport>(
         &self,
         link: &Link<T>,
         generation: Generation,
     ) -> Result<Option<Generation>> {
+        let owned = self.target.owned().await?.filter(|o| *o >= generation);
+        if owned.is_some() {
+            return Ok(owned);
+        }
+        if let Err(e) = self.target.observe(generation).await {
+            if e.kind() == ErrorKind::Fenced {
+                link.set_generation(self.target.last_owned().await?);
+            }
+            return Err(e.within(format!("volume {}", self.volume)));
+        }
+        Ok(None)
+    }
+
+    /// Bring the record to the generation of the source that was admitted.
+    async fn follow(&self, generation: Generation) -> Result<()> {
         let before = self.store.get();
-        let gave_up = self.target.gave_up().await?;
-        let record = proven(before, gave_up);
-        if generation < record.generation {
-            // Only a generation that was owned is told. One that was offered may not have been taken, and
-            // a target that heard of it would refuse its own.
-            let owned = |(next, _): (Generation, Epoch)| Generation(next.0.saturating_sub(1));
-            let offered = gave_up.filter(|(next, _)| *next == record.generation);
-            let seen = offered.map_or(record.generation, owned);
-            link.set_generation(seen);
-            return Err(self.former(generation, seen));
-        }
-        if let Some(owned) = self
-            .target
-            .owned()
-            .await?
-            .filter(|owned| *owned >= generation)
-        {
-            return Ok(Some(owned));
-        }
-        self.target.observe(generation).await?;
+        let record = proven(before, self.target.gave_up().await?);
         let state = match record.state {
             State::HandedOver { next } if generation <= next => record.state,
             // A copy is of the generation in which it was made: what a later owner began with, this one
             // may lack, or have more of.
-            _ if generation > record.generation => State::Empty,
+            _ if generation != record.generation => State::Empty,
             state => state,
         };
         let record = Record {
@@ -324,7 +314,7 @@ impl<D: Disk, G: Target> Receiver<D, G> {
         if record != before {
             self.save(record).await?;
         }
-        Ok(None)
+        Ok(())
     }
 }
 

@@ -143,9 +143,11 @@ pub trait Source {
 /// The standby volume on the receiving node.
 #[allow(async_fn_in_trait)] // one thread drives these futures
 pub trait Target {
-    /// A source of `generation` speaks: refuse it if a higher one was seen, else remember it
-    /// durably before answering.
+    /// A source of `generation` speaks: refuse it as fenced if a higher one was seen, else remember it
+    /// durably before answering. Nobody else on the receiving side tells a former owner.
     async fn observe(&self, generation: Generation) -> Result<()>;
+    /// The highest generation that is known to have been owned; a former owner is told.
+    async fn last_owned(&self) -> Result<Generation>;
     /// Take the volume in `generation` as of `epoch`, durably; the same call again is no error.
     async fn activate(&self, generation: Generation, epoch: Epoch) -> Result<()>;
     /// The highest generation that the volume's own record has seen.

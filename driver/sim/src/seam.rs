@@ -160,6 +160,10 @@ impl Target for SimTarget {
         self.host.control(|v, now| v.observe(now, generation)).await
     }
 
+    async fn last_owned(&self) -> Result<Generation> {
+        Ok(self.host.call(|v, _| v.last_owned()))
+    }
+
     async fn activate(&self, generation: Generation, epoch: Epoch) -> Result<()> {
         let activate = |v: &mut volume::Volume, _| v.activate(generation, epoch);
         self.host.control(activate).await?;

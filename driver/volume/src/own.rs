@@ -251,6 +251,18 @@ impl Volume {
             .map_or(Generation(0), |m| m.superblock.seen)
     }
 
+    /// The highest generation known to have been owned. One that was offered may not have been taken, and
+    /// a target that heard of it would refuse its own.
+    #[must_use]
+    pub fn last_owned(&self) -> Generation {
+        match self.role() {
+            Role::Relinquished { generation, .. } if generation == self.seen() => {
+                Generation(generation.0.saturating_sub(1))
+            }
+            _ => self.seen(),
+        }
+    }
+
     /// Areas that may differ from a replica, as of now.
     #[must_use]
     pub fn intents(&self) -> Option<&AreaSet> {

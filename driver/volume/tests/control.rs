@@ -233,6 +233,41 @@ fn nothing_is_relinquished_that_the_target_lacks() {
     assert!(a.vol.role().is_owner());
 }
 
+/// A node takes a volume over, and a guest that was redirected is there before the record is durable: a
+/// power cut would leave nobody who had ever owned what it was told.
+#[test]
+fn a_new_owner_answers_nobody_before_its_record_is_durable() {
+    let mut b = Node::new(1 << 30, Role::Standby);
+    b.sync_meta = false;
+    let c = b.vol.activate(Generation(2), Epoch(5)).unwrap();
+    assert_eq!(b.ended(c), None);
+    assert_eq!(b.request(0, Op::Read, Span::new(0, 512)), Admission::Held);
+    b.sync_meta = true;
+    b.vol.meta_synced(NOW, Ok(()));
+    assert_eq!(b.ended(c), Some(Ok(())));
+    assert!(b.said(|x| matches!(x, Action::Issue(RequestId(0)))));
+}
+
+/// A read was under way when the gate shut. Whoever answers it must still own the volume, and a volume that
+/// is recorded as closed in order has nothing in flight.
+#[test]
+fn nothing_is_given_up_or_closed_while_a_request_is_in_flight() {
+    let mut a = Node::new(1 << 30, owner());
+    let epoch = ready_to_relinquish(&mut a);
+    a.vol.thaw(NOW);
+    assert_eq!(a.request(0, Op::Read, Span::new(0, 512)), Admission::Issue);
+    a.vol.freeze();
+    a.run();
+    let n2 = "n2".parse().unwrap();
+    let e = a.vol.relinquish(&n2, Generation(2), epoch).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Busy);
+    let e = a.vol.close(ImageMark::default()).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Busy);
+    assert_eq!(a.vol.complete(NOW, RequestId(0), Ok(())), OK);
+    let c = a.vol.relinquish(&n2, Generation(2), epoch).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+}
+
 #[test]
 fn an_owner_that_sees_a_higher_generation_steps_down_and_acknowledges_no_more() {
     let mut a = Node::new(1 << 30, owner());

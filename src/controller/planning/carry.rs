@@ -178,9 +178,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 continue;
             }
             let holds = volumes.iter().any(|v| {
-                v.owner == n.name
-                    || v.replica_on(&n.name).is_some()
-                    || v.forwarding_from.as_ref() == Some(&n.name)
+                v.owner == n.name || v.replica_on(&n.name).is_some() || v.is_left_on(&n.name)
             });
             let is_awaited = began.values().any(|b| b.nodes.iter().any(|m| m == name));
             let is_changing = operations

@@ -74,6 +74,7 @@ impl Rig {
             forwarding_from: None,
             taken: 0,
             offered_to: None,
+            left_on: vec![],
             operation: None,
         };
         let mut t = Transaction::default();

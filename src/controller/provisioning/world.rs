@@ -163,7 +163,7 @@ impl<S: Store, N: Nodes> Site<S, N> {
             }
             return Ok(false);
         }
-        if controller.passes_on(v, node) && v.forwarding_from.as_ref() == Some(node) {
+        if controller.passes_on(v, node) && v.is_left_on(node) {
             let text = format!("guests of {} still come by {node}", v.name);
             self.latest.say(node.as_str(), text);
             return Ok(false);

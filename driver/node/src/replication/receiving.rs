@@ -309,8 +309,7 @@ async fn receive(
         incoming.refuse(&e).await;
         return Err(e);
     };
-    if let Some(e) = standby.receiver.refuses(incoming.generation) {
-        incoming.answer_for(standby.receiver.record().generation);
+    if let Err(e) = standby.receiver.admits(&incoming).await {
         incoming.refuse(&e).await;
         return Err(e);
     }

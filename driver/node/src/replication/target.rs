@@ -37,6 +37,10 @@ impl Target for ShardTarget {
             .await
     }
 
+    async fn last_owned(&self) -> Result<Generation> {
+        self.handle.call(|v, _| v.last_owned()).await
+    }
+
     async fn activate(&self, generation: Generation, epoch: Epoch) -> Result<()> {
         // A repeated call finds the replicas of the ownership that the first one began, and a late one is
         // refused.

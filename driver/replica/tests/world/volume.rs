@@ -355,6 +355,9 @@ impl Target for MemTarget {
         }
         Ok(())
     }
+    async fn last_owned(&self) -> Result<Generation> {
+        Ok(self.seen.get())
+    }
     async fn activate(&self, generation: Generation, _epoch: Epoch) -> Result<()> {
         assert!(self.owned.get().is_none_or(|o| o == generation));
         self.owned.set(Some(generation));

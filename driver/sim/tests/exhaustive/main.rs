@@ -10,12 +10,18 @@
 //!               written and not synced (more than 10 are taken in 10 groups)
 //! ```
 //!
+//! The receiving side has histories of its own, one operation longer (see `replica.rs`): write, overwrite,
+//! discard, copy, acknowledge, cutover step, cut, crash; from nothing, from a copy that has everything and
+//! from the image of a former owner.
+//!
 //! At each image the checks, by name: *flushed data reads back*, *never older than its flush*, *no
 //! false clean*, *one owner*, *an epoch is one point in time*, *recovery* (it ends, is idempotent and
 //! survives a power cut at each of its own steps); at each commit, *point in time*.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod disk;
+mod replica;
+mod store;
 mod world;
 
 use world::{Op, Start, World};
@@ -132,6 +138,71 @@ fn search(start: Start) {
         began.elapsed()
     );
     assert!(sum.recoveries > 1000, "recovery was hardly looked at");
+}
+
+/// Histories of the receiving side: how long, and how far an operation gets before the next.
+const RECEIVER_LENGTH: usize = 5;
+const RECEIVER_PACES: [Option<usize>; 3] = [None, Some(1), Some(2)];
+
+fn explore_replica(
+    (start, pace): (replica::Start, Option<usize>),
+    history: &mut Vec<replica::Op>,
+    counts: &mut Counts,
+) {
+    let world = replica::World::replay(start, pace, history);
+    for op in world.possible() {
+        let choices = match op {
+            replica::Op::Crash(_) if history.len() + 1 == RECEIVER_LENGTH => 0,
+            replica::Op::Crash(_) => world.images(),
+            _ => 1,
+        };
+        for choice in 0..choices {
+            let op = match op {
+                replica::Op::Crash(_) => replica::Op::Crash(choice),
+                op => op,
+            };
+            let mut world = replica::World::replay(start, pace, history);
+            history.push(op);
+            counts.histories += 1;
+            world.begin(op);
+            loop {
+                let (images, recoveries) = world.check_all(history);
+                counts.images += images;
+                counts.recoveries += recoveries;
+                if !world.step() {
+                    break;
+                }
+            }
+            if history.len() < RECEIVER_LENGTH {
+                explore_replica((start, pace), history, counts);
+            }
+            history.pop();
+        }
+    }
+}
+
+#[test]
+fn every_history_of_a_replica() {
+    let began = std::time::Instant::now();
+    let least = [(10_000, 70_000, 0), (50_000, 1_000_000, 200_000)];
+    let least = [least[0], least[1], least[1]];
+    for (start, least) in replica::Start::ALL.into_iter().zip(least) {
+        let mut n = Counts::default();
+        for pace in RECEIVER_PACES {
+            explore_replica((start, pace), &mut Vec::new(), &mut n);
+        }
+        eprintln!(
+            "replica, {start:?}: {} histories, {} crash images, {} crashes inside recovery, in {:?}",
+            n.histories,
+            n.images,
+            n.recoveries,
+            began.elapsed()
+        );
+        assert!(
+            n.histories >= least.0 && n.images >= least.1 && n.recoveries >= least.2,
+            "hardly anything was possible"
+        );
+    }
 }
 
 #[test]
