@@ -74,9 +74,15 @@ pub struct Lifecycle<S, P, W> {
     rules: Rules,
 }
 
+/// How long what is undone may wait for a node to own nothing. Whoever put a volume there has had time to
+/// take it away by then, and a node that is in use is no failure.
+const UNDO: Duration = Duration::from_secs(3600);
+
 enum Outcome {
     Done,
     NotYet,
+    /// The node that should go is in use and stays.
+    Kept,
 }
 
 impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
@@ -247,6 +253,7 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
                 match self.step(&operation, step, now).await {
                     Ok(Outcome::NotYet) => break,
                     Ok(Outcome::Done) => self.advance(&mut operation, step, now),
+                    Ok(Outcome::Kept) => keep(&mut operation, now),
                     Err(failed) => self.fail(&mut operation, &failed, now),
                 }
                 self.mark(&before, &operation, step).await?;
@@ -330,6 +337,10 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
             Step::Drain => Ok(done(self.world.drain(operation.leaving()).await?)),
             // a node that failed to become what it should may have been given volumes meanwhile
             Step::Destroy if !self.world.is_empty(operation.leaving()).await? => {
+                let undone_for = now.saturating_sub(operation.since);
+                if operation.stage == Stage::Undoing && undone_for > UNDO.as_secs() {
+                    return Ok(Outcome::Kept);
+                }
                 Ok(Outcome::NotYet)
             }
             Step::Destroy => {
@@ -430,7 +441,7 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
             operation.error = Some(failed.to_string());
             if hopeless && operation.may_undo() {
                 operation.stage = Stage::Undoing;
-                (operation.failures, operation.not_before) = (0, now);
+                (operation.failures, operation.not_before, operation.since) = (0, now, now);
                 return;
             }
         }
@@ -446,8 +457,8 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
             expect: vec![(key.clone(), Some(encode(before)?))],
             write: vec![(key, Some(encode(after)?))],
         };
-        let destroyed =
-            step == Step::Destroy && (after.stage == Stage::Failed || after.done > before.done);
+        let ended = after.stage == Stage::Failed || after.done > before.done;
+        let destroyed = step == Step::Destroy && ended && !after.kept;
         if destroyed {
             mark.write
                 .push((format!("{NODES}{}", before.leaving()), None));
@@ -499,6 +510,16 @@ fn taken(id: &str) -> Error {
         ErrorKind::Exists,
         format!("operation {id}: another operation has that id, or its node exists already"),
     )
+}
+
+/// Undoing ends without its last step, and says so.
+fn keep(operation: &mut Operation, now: u64) {
+    let why = operation.error.take().unwrap_or_default();
+    operation.error = Some(format!(
+        "{why}. Node {node} owns volumes and is kept: when they are elsewhere, `forerun provision retire {node}`",
+        node = operation.leaving()
+    ));
+    (operation.stage, operation.ended, operation.kept) = (Stage::Failed, Some(now), true);
 }
 
 fn gone(node: &str) -> Failed {

@@ -72,6 +72,8 @@ struct Outside {
     made: Arc<Mutex<Vec<String>>>,
     tokens: Arc<Mutex<BTreeMap<String, String>>>,
     trouble: Arc<Mutex<Option<Failed>>>,
+    /// A node that owns a volume.
+    used: Arc<Mutex<Option<String>>>,
 }
 
 impl Provisioner for Outside {
@@ -147,9 +149,9 @@ impl World for Outside {
         );
         Ok(true)
     }
-    async fn is_empty(&self, _: &str) -> Result<bool> {
+    async fn is_empty(&self, node: &str) -> Result<bool> {
         self.life.tick()?;
-        Ok(true)
+        Ok(self.used.lock().unwrap().as_deref() != Some(node))
     }
     async fn forget(&self, node: &NodeRecord) -> Result<()> {
         self.life.tick()?;
@@ -342,6 +344,38 @@ async fn what_fails_for_good_is_undone_and_its_site_quarantined() {
     assert!(e.to_string().contains("quarantined because no more"), "{e}");
     c.end_quarantine("east").await.unwrap();
     c.begin(grow("2", "b"), Some(spec())).await.unwrap();
+}
+
+/// A grow failed after its node had registered, and somebody had cut a volume over to it: the undoing waited
+/// for the node to be empty, for ever, and the operation never ended.
+#[tokio::test]
+async fn undoing_ends_and_says_so_where_the_node_is_in_use() {
+    let fleet = Fleet::new();
+    let c = fleet.controller().await.unwrap();
+    c.begin(grow("1", "a"), Some(spec())).await.unwrap();
+    c.drive("east", 1000).await.unwrap();
+    *fleet.outside.used.lock().unwrap() = Some("a".into());
+    c.drive("east", 1101).await.unwrap(); // it does not register
+    let op = || async { c.operations().await.unwrap().remove(0) };
+    assert_eq!(op().await.stage, Stage::Undoing);
+    c.drive("east", 1101 + UNDO.as_secs()).await.unwrap();
+    assert_eq!(op().await.stage, Stage::Undoing);
+    c.drive("east", 1102 + UNDO.as_secs()).await.unwrap();
+    let ended = op().await;
+    assert_eq!((ended.stage, ended.kept), (Stage::Failed, true));
+    let why = ended.error.unwrap();
+    assert!(
+        why.contains("did not register") && why.contains("provision retire a"),
+        "{why}"
+    );
+    assert_eq!(fleet.there(), ["a"]);
+    // its record stays, so that it is nobody's orphan and can be retired
+    assert_eq!(c.nodes().await.unwrap().len(), 1);
+    *fleet.outside.used.lock().unwrap() = None;
+    let retire = Operation::new("2", Kind::Retire, "east", "a", vec![], 9000);
+    c.begin(retire, None).await.unwrap();
+    c.drive("east", 9000).await.unwrap();
+    assert!(fleet.there().is_empty() && c.nodes().await.unwrap().is_empty());
 }
 
 #[tokio::test]

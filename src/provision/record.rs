@@ -114,6 +114,9 @@ pub struct Operation {
     pub not_before: u64,
     /// Why it failed, or the latest failure.
     pub error: Option<String>,
+    /// Whether its node was kept although it failed, because it is in use.
+    #[serde(default)]
+    pub kept: bool,
 }
 
 impl Operation {
@@ -142,6 +145,7 @@ impl Operation {
             failures: 0,
             not_before: 0,
             error: None,
+            kept: false,
         }
     }
 

@@ -425,6 +425,47 @@ async fn a_terraform_that_hangs_or_is_absent_is_an_error_in_bounded_time() {
     assert_eq!(e.class, Class::Missing);
 }
 
+/// A Terraform that stood still in the middle of an apply, with the lock in its hand and a node half made.
+/// Ended without its children it went on later, and its lock kept everybody else out.
+#[tokio::test]
+async fn an_apply_that_hangs_is_ended_with_its_children_and_its_lock_is_freed() {
+    let hangs = r#"
+        if [ "$1" = apply ] && [ ! -f hung ]; then
+            trap '' INT
+            terraform "$@" & run=$!
+            until [ -f nodes/a/node.pid ]; do sleep 0.01; done
+            kill -STOP $run
+            echo $run >hung
+            wait
+        fi
+        exec terraform "$@""#;
+    let hasty = Limits {
+        apply: Duration::from_secs(10),
+        ..limits(1)
+    };
+    let Some(r) = rig(STAYS, Some(hangs), hasty).await else {
+        return;
+    };
+    let e = r
+        .converge(&specs("s", &["a"]), &allow(&["a"]))
+        .await
+        .unwrap_err();
+    assert_eq!(e.class, Class::Timeout, "{e}");
+    let dir = r.terraform.site_directory(SITE);
+    let hung = std::fs::read_to_string(dir.join("hung")).unwrap();
+    let stat = format!("/proc/{}/stat", hung.trim());
+    let until = Instant::now() + Duration::from_secs(10);
+    while std::fs::read_to_string(&stat).is_ok_and(|s| !s.contains(") Z ")) {
+        assert!(Instant::now() < until, "the real Terraform is there still");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // the lock that it held stands in nobody's way, and what it began is not there twice
+    r.converge(&specs("s", &["a"]), &allow(&["a"]))
+        .await
+        .unwrap();
+    r.becomes(&["a"]);
+}
+
 /// The example for a real cloud cannot be run here; what can be checked is.
 #[test]
 fn the_aws_example_is_formatted_and_takes_what_is_given() {
