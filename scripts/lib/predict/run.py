@@ -25,6 +25,8 @@ DAY = 288
 VOLUME, SIZE = "db", 192 << 20
 SITES = ["home", "east", "west", "north"]
 RATES = {"east": 400, "west": 200, "north": 200}
+# round trips to home, in milliseconds
+ROUND_TRIPS = {"east": 4, "west": 18, "north": 80}
 # Storage of a GiB for a month, egress of a GiB, a shape and its hour: hours of the world, times COMPRESSED, since an
 # hour of the demonstration is as many.
 SOLD = {"home": (7.5, 0.0, "h2", 15.0), "east": (15.0, 0.02, "e2", 45.0), "west": (7.5, 0.09, "w2", 15.0),
@@ -155,7 +157,8 @@ class Demo:
         return self.ask("volume", "list")[0]["owner"]
 
     def start(self):
-        self.net.make(RATES)
+        self.net.make(RATES, ROUND_TRIPS)
+        self.round_trips = {site: self.net.round_trip(site) for site in RATES}
         home = self.net.addresses["home"][0]
         self.controller = f"{home}:7400"
         # the nightly job begins a minute and a half from now
@@ -164,7 +167,8 @@ class Demo:
         sites = "".join(SITE.format(name=site, address=self.net.addresses[site][1], netns=self.net.names[site],
                                     controller=f"{self.net.addresses[site][0]}:7400", latency=latency,
                                     bandwidth=bandwidth)
-                        for site, latency, bandwidth in (("east", 4, 12), ("west", 18, 6), ("north", 80, 6)))
+                        for site, latency, bandwidth in ((s, ROUND_TRIPS[s], mib) for s, mib in
+                                                                 (("east", 12), ("west", 6), ("north", 6))))
         config = self.put("controller.toml", f"""
 listen = "0.0.0.0:7400"
 data = "{self.path('controller')}"
@@ -327,8 +331,9 @@ def main():
         decisions = [e["text"] for e in demo.ask("events") if e["kind"].startswith("plan-")]
         late = demo.unpredicted(predicted["site"])
         error = demo.guest.finish()
-        report = {"compressed": COMPRESSED, "latencies": "stated in the configuration (the kernel here may have no "
-                  "netem); rates by tc tbf", "decisions": decisions, "predicted": predicted, "unpredicted": late,
+        report = {"compressed": COMPRESSED, "round_trips_ms": {site: {"laid": ROUND_TRIPS[site], "measured": ms}
+                                                                   for site, ms in demo.round_trips.items()},
+                  "decisions": decisions, "predicted": predicted, "unpredicted": late,
                   "review": review, "guest": {"requests": demo.guest.requests, "compared": demo.guest.compared,
                                               "bytes_written": demo.guest.bytes, "error": error}}
         show(report, options.output)
@@ -349,7 +354,10 @@ def show(report, output):
         print(json.dumps(report))
         return
     p, late, review, guest = (report[k] for k in ("predicted", "unpredicted", "review", "guest"))
-    print(f"\nOne second stood for {report['compressed']}. Latencies: {report['latencies']}.\n\nDecisions")
+    trips = ", ".join(f"{site} {ms['measured']:.1f} ms ({ms['laid']} laid)"
+                      for site, ms in report["round_trips_ms"].items())
+    print(f"\nOne second stood for {report['compressed']}. Round trips as measured: {trips}; rates by tc tbf."
+          "\n\nDecisions")
     for text in report["decisions"]:
         print(f"  {text}")
     print(f"\nForecast against outcome: the decision said {p['p']:.3f}, and the event came. {review['count']} "
