@@ -16,11 +16,13 @@
 
 mod fleet_processes;
 
-use fleet_processes::Who;
 use fleet_processes::link::{Hold, Way};
 use fleet_processes::scene::{MIB, SIZE, Scene};
+use fleet_processes::{Fleet, PATIENCE, VOLUME, Who};
 use nix::sys::signal::Signal;
 use proto::v1::VolumeRole;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 /// The replica's bandwidth is capped, so that the kill comes in the middle of the first copy.
@@ -223,4 +225,93 @@ fn a_target_that_stops_while_nobody_owns_the_volume_takes_it_after() {
 #[test]
 fn a_former_owner_that_was_stopped_forwards_when_it_goes_on() {
     stopped_past_every_patience(Who::Source, Hold::Activated);
+}
+
+/// Clients that stop in the middle of a word: of the handshake, of an option, of a request, of a payload.
+struct HalfSaid(Vec<UnixStream>);
+
+/// A request to read the first sector.
+fn read_request() -> Vec<u8> {
+    let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
+    request.extend([0; 4]); // no flags, a read
+    request.extend(7_u64.to_be_bytes());
+    request.extend(0_u64.to_be_bytes());
+    request.extend(512_u32.to_be_bytes());
+    request
+}
+
+impl HalfSaid {
+    fn to(fleet: &Fleet) -> HalfSaid {
+        let handshake = |said: usize| {
+            let mut stream = UnixStream::connect(fleet.nbd_socket("a")).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut greeting = [0; 18];
+            stream.read_exact(&mut greeting).unwrap();
+            let mut words = 3_u32.to_be_bytes().to_vec();
+            words.extend(b"IHAVEOPT");
+            words.extend(7_u32.to_be_bytes()); // go
+            words.extend(7_u32.to_be_bytes());
+            words.extend(1_u32.to_be_bytes());
+            words.extend(VOLUME.as_bytes());
+            words.extend([0; 2]);
+            stream.write_all(&words[..said.min(words.len())]).unwrap();
+            stream
+        };
+        let request = |words: &[u8]| {
+            let mut stream = handshake(usize::MAX);
+            loop {
+                let mut reply = [0; 20];
+                stream.read_exact(&mut reply).unwrap();
+                let word = |at: usize| u32::from_be_bytes(reply[at..at + 4].try_into().unwrap());
+                let mut about = vec![0; word(16) as usize];
+                stream.read_exact(&mut about).unwrap();
+                if word(12) == 1 {
+                    break;
+                }
+            }
+            stream.write_all(words).unwrap();
+            stream
+        };
+        let mut write = read_request();
+        write[7] = 1;
+        write[24..].copy_from_slice(&4096_u32.to_be_bytes());
+        write.extend([0; 1000]);
+        let mut all = vec![request(&read_request()[..14])];
+        all.extend((0..8).map(|_| request(&write)));
+        all.extend((0..8).flat_map(|_| [handshake(2), handshake(20)]));
+        HalfSaid(all)
+    }
+
+    /// The first of them says the rest, and is answered.
+    fn finish(mut self) {
+        let stream = &mut self.0[0];
+        stream.write_all(&read_request()[14..]).unwrap();
+        let mut answer = [0; 16 + 512];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(answer[..4], 0x6744_6698_u32.to_be_bytes());
+        assert_eq!(answer[4..8], [0; 4], "no error");
+    }
+}
+
+/// A request of which only a part has come is none yet: it holds up no other client, no epoch and no
+/// freeze, whatever the volume is going through.
+#[test]
+fn clients_that_stop_in_the_middle_of_a_word_hold_nobody_up_in_any_phase() {
+    let scene = Scene::seeding();
+    let seeding = HalfSaid::to(&scene.fleet);
+    scene.seeded(SIZE / 2);
+    scene.committed();
+    let increments = HalfSaid::to(&scene.fleet);
+    scene.committed();
+    scene.cutover().succeeds();
+    let after = HalfSaid::to(&scene.fleet);
+    [seeding, increments, after]
+        .into_iter()
+        .for_each(HalfSaid::finish);
+    let longest = scene.load.as_ref().unwrap().longest();
+    assert!(
+        longest < Duration::from_secs(5),
+        "a request took {longest:?}"
+    );
+    scene.finish();
 }

@@ -314,9 +314,14 @@ impl Fleet {
         self.dir.path().join(node).join("volumes").join(volume)
     }
 
+    /// Where a node serves NBD to programs on its host.
+    pub fn nbd_socket(&self, node: &str) -> PathBuf {
+        self.dir.path().join(node).join("nbd.sock")
+    }
+
     /// The unix socket of a node's volume.
     pub fn uri(&self, node: &str, volume: &str) -> node::client::Uri {
-        let socket = self.dir.path().join(node).join("nbd.sock");
+        let socket = self.nbd_socket(node);
         format!("nbd+unix:///{volume}?socket={}", socket.display())
             .parse()
             .unwrap()

@@ -131,6 +131,11 @@ fn torture() {
     }
 
     let (growth, over) = memory.slope();
+    for (minutes, first, last) in memory.lives() {
+        eprintln!(
+            "a life of {minutes:.1} min: {first:.0} KiB of its own after the first, {last:.0} at last"
+        );
+    }
     let written = ios * u64::from(IO_BYTES);
     assert!(
         copied < SIZE / 2,

@@ -1,4 +1,6 @@
-//! What the processes hold resident: the most, and whether it grows.
+//! What the processes hold resident: the most, and whether it grows. What grows is looked for in memory of
+//! their own: pages of the program and of mapped files are there once they were used, and the kernel takes
+//! them back.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -31,13 +33,28 @@ impl Memory {
         let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else {
             return;
         };
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-        let Some(kib) = line.and_then(|l| l.trim().strip_suffix(" kB")?.parse::<f64>().ok()) else {
+        let kib = |name: &str| {
+            let line = status.lines().find_map(|l| l.strip_prefix(name))?;
+            line.trim().strip_suffix(" kB")?.parse::<f64>().ok()
+        };
+        let (Some(all), Some(own)) = (kib("VmRSS:"), kib("RssAnon:")) else {
             return;
         };
         let now = self.began.elapsed().as_secs_f64() / 60.0;
-        self.peak_mib = self.peak_mib.max(kib / 1024.0);
-        self.lives.entry(pid).or_default().samples.push((now, kib));
+        self.peak_mib = self.peak_mib.max(all / 1024.0);
+        self.lives.entry(pid).or_default().samples.push((now, own));
+    }
+
+    /// What each long life held after its first minute and in the end, in KiB.
+    pub fn lives(&self) -> Vec<(f64, f64, f64)> {
+        let long = |life: &Life| {
+            let (born, _) = life.samples.first()?;
+            let old = |s: &&(f64, f64)| s.0 - born > WARM_UP_SECONDS / 60.0;
+            let first = life.samples.iter().find(old)?;
+            let last = life.samples.last()?;
+            (last.0 - born > 2.0).then_some((last.0 - born, first.1, last.1))
+        };
+        self.lives.values().filter_map(long).collect()
     }
 
     /// KiB a minute, the best straight line through all lives, each with a level of its own; and the
