@@ -6,13 +6,11 @@
 //! Asking for holes may wait for file system metadata, which a mover's thread may and a shard may
 //! not.
 
-mod cached;
 mod loan;
 
 use crate::open::{CacheMode, ImageFile, OpenOptions};
 use crate::sparse;
 use block::{AlignedBuf, Disk, Error, ErrorKind, Result, Span};
-use cached::Cached;
 use libc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE};
 use loan::Loan;
 use std::cell::Cell;
@@ -30,8 +28,6 @@ const WRITE_MAX: u64 = 1 << 20;
 pub struct MoverFile {
     main: File,
     buffered: Option<File>,
-    /// Set where `main` goes past a page cache that can be trusted.
-    cached: Option<Cached>,
     /// Asked for holes.
     map: std::fs::File,
     unit: u64,
@@ -44,13 +40,8 @@ pub struct MoverFile {
 impl MoverFile {
     /// Move an opened image. Must be called on a tokio-uring runtime's thread.
     pub fn new(image: ImageFile) -> Result<MoverFile> {
-        let cached = match &image.buffered {
-            Some(buffered) if !image.device => Cached::of(buffered)?,
-            _ => None,
-        };
         Ok(MoverFile {
             map: image.duplicate()?,
-            cached,
             main: File::from_std(image.main.into()),
             buffered: image.buffered.map(|fd| File::from_std(fd.into())),
             unit: u64::from(image.unit),
@@ -167,15 +158,10 @@ impl Disk for MoverFile {
         self.size
     }
 
-    async fn read(&self, offset: u64, mut buf: AlignedBuf) -> (Result<()>, AlignedBuf) {
+    async fn read(&self, offset: u64, buf: AlignedBuf) -> (Result<()>, AlignedBuf) {
         let span = Span::new(offset, buf.len() as u64);
         if let Err(e) = self.check("read", span) {
             return (Err(e), buf);
-        }
-        if let Some(cached) = &self.cached
-            && cached.read(offset, &mut buf)
-        {
-            return (Ok(()), buf);
         }
         let (result, loan) = self.read_all(offset, Loan(buf)).await;
         (
@@ -276,30 +262,6 @@ mod tests {
                 assert_eq!(past.unwrap_err().kind(), ErrorKind::Invalid);
             });
         }
-    }
-
-    /// The copy must be what the guest was told is written, whoever had read the old content into the page
-    /// cache before: a mover that took it from there would replicate a lost write.
-    #[test]
-    fn a_direct_write_is_read_though_the_old_content_was_cached() {
-        with_disk(CacheMode::Direct, async |disk, plain| {
-            for round in 1..50u8 {
-                let mut buf = AlignedBuf::zeroed(1 << 20);
-                buf.fill(round);
-                disk.write(1 << 20, buf).await.0.unwrap();
-                let (result, buf) = disk.read(1 << 20, AlignedBuf::zeroed(1 << 20)).await;
-                result.unwrap();
-                assert!(buf.iter().all(|b| *b == round), "round {round}");
-                // Now it is cached, and the next round must not find it.
-                let mut all = vec![0; 1 << 20];
-                plain.read_exact_at(&mut all, 1 << 20).unwrap();
-                if let Some(cached) = &disk.cached {
-                    let mut seen = vec![0; 1 << 20];
-                    assert!(cached.read(1 << 20, &mut seen), "round {round}");
-                    assert!(seen == all);
-                }
-            }
-        });
     }
 
     #[test]
