@@ -49,7 +49,7 @@ fn a_target_killed_between_a_commit_record_and_its_apply_applies_it() {
     let mut scene = Scene::replicated();
     let link = |scene: &Scene| scene.fleet.link().largest_seeding();
     assert!(link(&scene) > 0);
-    let record = File::open(scene.fleet.files("b", VOLUME).join("replica")).unwrap();
+    let record = File::open(scene.fleet.volume("b", VOLUME).join("replica")).unwrap();
     let mut hits = 0;
     for _ in 0..TRIES {
         let until = Instant::now() + PATIENCE;
@@ -90,8 +90,8 @@ fn a_source_killed_between_an_intent_and_its_data_knows_that_they_may_differ() {
     fleet.run(&["volume", "create", VOLUME, "--size", &size, "--node", "a"]);
     let how = ["--consistency", "bounded=500ms"];
     fleet.run(&[&["replica", "add", VOLUME, "--to", "b"][..], &how].concat());
-    let image = fleet.files("a", VOLUME).join("image");
-    let path = fleet.files("a", VOLUME).join("meta");
+    let image = fleet.volume("a", VOLUME).join("image");
+    let path = fleet.volume("a", VOLUME).join("meta");
     let begun = AtomicU64::new(0);
     let mut acknowledged = Vec::new();
     let mut hits = 0;
@@ -148,7 +148,7 @@ fn a_source_killed_between_an_intent_and_its_data_knows_that_they_may_differ() {
     let now = fleet.until("the replica is consistent", epoch);
     fleet.until("the replica has all", || epoch().filter(|e| *e > now + 1));
     fleet.stop_nodes();
-    let [a, b] = ["a", "b"].map(|node| fleet.files(node, VOLUME).join("image"));
+    let [a, b] = ["a", "b"].map(|node| fleet.volume(node, VOLUME).join("image"));
     for area in 0..AREAS {
         assert_eq!(block(&a, area), block(&b, area), "area {area}");
     }

@@ -16,23 +16,15 @@ mod provisioned;
 
 use provisioned::Rig;
 
+/// Makes a small node at site west.
+const GROW: [&str; 6] = ["provision", "grow", "--site", "west", "--shape", "small"];
+
 #[test]
 fn a_node_is_made_seeded_and_retired_and_nothing_of_it_is_left() {
     let Some(mut rig) = Rig::start(&[]) else {
         return;
     };
-    rig.run(&[
-        "provision",
-        "grow",
-        "--site",
-        "west",
-        "--shape",
-        "small",
-        "--node",
-        "w1",
-        "--volume",
-        "v",
-    ]);
+    rig.run(&[&GROW[..], &["--node", "w1", "--volume", "v"]].concat());
     let node = rig.node("w1").expect("the node has registered");
     assert_eq!(node["alive"], true);
     assert_eq!(
@@ -44,16 +36,7 @@ fn a_node_is_made_seeded_and_retired_and_nothing_of_it_is_left() {
     assert!(rig.directory("w1").is_dir());
 
     // its token was for it alone, and once
-    let e = rig.refused(&[
-        "provision",
-        "grow",
-        "--site",
-        "west",
-        "--shape",
-        "small",
-        "--node",
-        "a",
-    ]);
+    let e = rig.refused(&[&GROW[..], &["--node", "a"]].concat());
     assert!(e.contains("a node of that name has registered"), "{e}");
     rig.run(&["provision", "retire", "w1"]);
     rig.nothing_is_left_of("w1");
@@ -66,18 +49,7 @@ fn a_node_is_made_seeded_and_retired_and_nothing_of_it_is_left() {
 #[test]
 fn a_node_that_owns_a_volume_is_emptied_before_it_goes() {
     let Some(rig) = Rig::start(&[]) else { return };
-    rig.run(&[
-        "provision",
-        "grow",
-        "--site",
-        "west",
-        "--shape",
-        "small",
-        "--node",
-        "w1",
-        "--volume",
-        "v",
-    ]);
+    rig.run(&[&GROW[..], &["--node", "w1", "--volume", "v"]].concat());
     rig.run(&["cutover", "v", "--to", "w1"]);
     // another shape is another node: the volume is there before the old one goes
     rig.run(&["provision", "resize", "w1", "--shape", "large"]);
@@ -115,19 +87,10 @@ fn a_controller_killed_on_the_way_leaves_no_duplicate_and_no_orphan() {
         let (grow, retire) = (format!("grow-{i}"), format!("retire-{i}"));
         let asked = rig.begin(
             &[
-                "provision",
-                "grow",
-                "--site",
-                "west",
-                "--shape",
-                "small",
-                "--node",
-                "w",
-                "--volume",
-                "v",
-                "--operation-id",
-                &grow,
-            ],
+                &GROW[..],
+                &["--node", "w", "--volume", "v", "--operation-id", &grow],
+            ]
+            .concat(),
             &grow,
         );
         rig.until("the moment to kill comes", || grown(&rig).then_some(()));
@@ -160,16 +123,7 @@ fn a_node_is_made_in_the_namespace_that_its_site_names() {
     let Some(rig) = Rig::start_in(&net) else {
         return;
     };
-    rig.run(&[
-        "provision",
-        "grow",
-        "--site",
-        "west",
-        "--shape",
-        "small",
-        "--node",
-        "w1",
-    ]);
+    rig.run(&[&GROW[..], &["--node", "w1"]].concat());
     let node = rig.node("w1").expect("the node has registered");
     assert!(
         node["address"]
@@ -196,7 +150,6 @@ fn what_cannot_be_made_is_refused_with_the_reason() {
         let e = rig.refused(&[&["provision"], args].concat());
         assert!(e.contains(says), "{e}");
     };
-    let grow = ["grow", "--site", "west", "--shape", "small"];
     refused(
         &["grow", "--site", "mars", "--shape", "small"],
         "no [[site]] of that name",
@@ -209,17 +162,16 @@ fn what_cannot_be_made_is_refused_with_the_reason() {
         &["grow", "--site", "west", "--shape", "huge"],
         "there is small, large",
     );
-    refused(&[&grow[..], &["--volume", "w"]].concat(), "no such volume");
+    refused(&[&GROW[1..], &["--volume", "w"]].concat(), "no such volume");
     refused(&["retire", "a"], "not made by provisioning");
 }
 
 #[test]
 fn a_terraform_that_is_absent_or_out_of_quota_is_an_error_and_leaves_nothing() {
-    let grow = ["provision", "grow", "--site", "west", "--shape", "small"];
     let Some(rig) = Rig::start(&["terraform = \"/no/such/terraform\""]) else {
         return;
     };
-    let e = rig.refused(&grow);
+    let e = rig.refused(&GROW);
     assert!(e.contains("there is no /no/such/terraform"), "{e}");
     assert_eq!(
         rig.run(&["operation", "list", "--running"]),
@@ -239,13 +191,13 @@ fn a_terraform_that_is_absent_or_out_of_quota_is_an_error_and_leaves_nothing() {
     let Some(rig) = Rig::start(&[&named]) else {
         return;
     };
-    let e = rig.refused(&grow);
+    let e = rig.refused(&GROW);
     assert!(e.contains("VcpuLimitExceeded"), "{e}");
     assert_eq!(rig.processes().len(), 0);
     // nothing more there until somebody has looked
-    let e = rig.refused(&grow);
+    let e = rig.refused(&GROW);
     assert!(e.contains("quarantined"), "{e}");
     rig.run(&["provision", "end-quarantine", "west"]);
-    let e = rig.refused(&grow);
+    let e = rig.refused(&GROW);
     assert!(e.contains("VcpuLimitExceeded"), "{e}");
 }

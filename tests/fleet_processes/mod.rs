@@ -29,7 +29,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
@@ -255,6 +255,19 @@ impl Fleet {
         }
     }
 
+    /// Both nodes, which were killed, start at once: b a moment after a has begun.
+    pub fn restart_both(&mut self) {
+        let dir = self.dir.path();
+        let start = |i: u32| {
+            std::thread::sleep(Duration::from_millis(300) * i);
+            Some(node(dir, i as usize, &[]))
+        };
+        self.nodes = std::thread::scope(|s| {
+            let starting = [0, 1].map(|i| s.spawn(move || start(i)));
+            starting.map(|t| t.join().unwrap())
+        });
+    }
+
     /// SIGTERM to the nodes, which must end well.
     pub fn stop_nodes(&mut self) {
         for node in self.nodes.iter_mut().flatten() {
@@ -309,11 +322,6 @@ impl Fleet {
         &self.ways[1].replication
     }
 
-    /// Where a node has the files of a volume.
-    pub fn files(&self, node: &str, volume: &str) -> PathBuf {
-        self.dir.path().join(node).join("volumes").join(volume)
-    }
-
     /// Where a node serves NBD to programs on its host.
     pub fn nbd_socket(&self, node: &str) -> PathBuf {
         self.dir.path().join(node).join("nbd.sock")
@@ -334,7 +342,7 @@ impl Fleet {
 
     /// A command: the last line of its JSON, or what it said when it failed.
     pub fn try_run(&self, args: &[&str]) -> Result<Value, String> {
-        let out = self.command(args).output().unwrap();
+        let out = self.output(args);
         let said = String::from_utf8_lossy(&out.stdout);
         if !out.status.success() {
             let complaint = String::from_utf8_lossy(&out.stderr);
@@ -347,10 +355,15 @@ impl Fleet {
 
     /// A command that must fail: what it says.
     pub fn refused(&self, args: &[&str]) -> String {
-        let out = self.command(args).output().unwrap();
+        let out = self.output(args);
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
         assert_eq!(out.status.code(), Some(1), "{args:?}: {said}");
         said
+    }
+
+    /// A command, whatever comes of it.
+    pub fn output(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
     }
 
     pub fn begin(&self, args: &[&str]) -> Running {

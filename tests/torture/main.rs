@@ -122,7 +122,7 @@ fn torture() {
     let sent = sent_since(&fleet, sent);
     fleet.stop_nodes();
     for (name, epoch) in VOLUMES.iter().zip(compared) {
-        let [a, b] = ["a", "b"].map(|node| fleet.files(node, name).join("image"));
+        let [a, b] = ["a", "b"].map(|node| fleet.volume(node, name).join("image"));
         let same = std::fs::read(a).unwrap() == std::fs::read(b).unwrap();
         assert!(
             same,
