@@ -314,10 +314,61 @@ fn a_lower_generation_is_told_so_and_changes_nothing() {
     write_blocks(&fleet, "b", 6, 3);
 }
 
-fn copy_files(from: &Path, to: &Path) {
-    for file in ["meta", "peers.toml"] {
+fn copy_files(from: &Path, to: &Path, files: &[&str]) {
+    for file in files {
         std::fs::copy(from.join(file), to.join(file)).unwrap();
     }
+}
+
+/// A fleet whose volume has moved from a to b; both are dead, and these files of a are from before.
+fn restored(files: &[&str]) -> Fleet {
+    let mut fleet = replicated();
+    let backup = tempfile::tempdir().unwrap();
+    let dir = fleet.volume("a", VOLUME);
+    fleet.kill(Who::Source);
+    copy_files(&dir, backup.path(), files);
+    fleet.restart(Who::Source);
+    fleet.until("a owns it", || {
+        (fleet.role(Who::Source)? == VolumeRole::Owner).then_some(())
+    });
+    cut_over(&fleet, "b");
+    write_blocks(&fleet, "b", 9, 5);
+    fleet.kill(Who::Source);
+    fleet.kill(Who::Target);
+    copy_files(backup.path(), &dir, files);
+    fleet
+}
+
+fn assert_a_stands_by(fleet: &Fleet) {
+    let report = fleet.report(Who::Source, VOLUME).unwrap();
+    assert_eq!((report.role(), report.generation), (VolumeRole::Standby, 2));
+    let refused = Client::connect(&fleet.uri("a", VOLUME), &[], PATIENCE);
+    assert!(refused.is_err(), "a former owner serves a guest");
+}
+
+/// Its metadata is from before the cutover and its peer is dead: only the record of its copy knows.
+#[test]
+fn a_former_owner_whose_metadata_alone_was_put_back_knows_by_itself() {
+    let mut fleet = restored(&["meta", "peers.toml"]);
+    fleet.restart(Who::Source);
+    assert_a_stands_by(&fleet);
+    fleet.restart(Who::Target);
+    write_blocks(&fleet, "b", 10, 5);
+    add(&fleet, "a");
+    caught_up(&fleet, Who::Target);
+}
+
+/// All that knows of the cutover was put back, and both nodes start: the former owner first, when the new
+/// one refuses connections. It took that for an answer and served; when the other was up but not ready, it
+/// was told that there is no such volume there, and served.
+#[test]
+fn a_former_owner_that_starts_before_its_successor_waits_to_be_told() {
+    let mut fleet = restored(&["meta", "peers.toml", "replica"]);
+    fleet.restart_both();
+    assert_a_stands_by(&fleet);
+    write_blocks(&fleet, "b", 11, 5);
+    add(&fleet, "a");
+    caught_up(&fleet, Who::Target);
 }
 
 /// Somebody restores a node's metadata from before the cutover. It believes that it owns the volume; its
@@ -325,10 +376,11 @@ fn copy_files(from: &Path, to: &Path) {
 #[test]
 fn a_former_owner_restored_from_an_older_copy_acknowledges_nothing() {
     let mut fleet = replicated();
+    const FILES: [&str; 3] = ["meta", "peers.toml", "replica"];
     let backup = tempfile::tempdir().unwrap();
     let dir = fleet.volume("a", VOLUME);
     fleet.kill(Who::Source);
-    copy_files(&dir, backup.path());
+    copy_files(&dir, backup.path(), &FILES);
     fleet.restart(Who::Source);
     fleet.until("a owns it", || {
         (fleet.role(Who::Source)? == VolumeRole::Owner).then_some(())
@@ -336,7 +388,7 @@ fn a_former_owner_restored_from_an_older_copy_acknowledges_nothing() {
     cut_over(&fleet, "b");
     write_blocks(&fleet, "b", 7, 5);
     fleet.kill(Who::Source);
-    copy_files(backup.path(), &dir);
+    copy_files(backup.path(), &dir, &FILES);
     let image = fleet.volume("b", VOLUME).join("image");
     let before = std::fs::read(&image).unwrap();
     fleet.restart(Who::Source);

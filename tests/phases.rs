@@ -80,6 +80,38 @@ fn killed_in_cutover(who: Who, at: Hold) {
     scene.finish();
 }
 
+/// Both nodes die and start at the same time: the former owner first, when the new one cannot be asked yet.
+fn both_killed_in_cutover(at: Hold) {
+    eprintln!("both nodes are killed in a cutover that is at {at:?}, and start at once");
+    let mut scene = Scene::replicated();
+    scene.fleet.link().hold(at);
+    let cutover = scene.cutover();
+    scene.fleet.link().wait_held();
+    scene.fleet.kill(Who::Source);
+    scene.fleet.kill(Who::Target);
+    scene.fleet.link().release();
+    scene.fleet.restart_both();
+    let load = scene.load.take().unwrap();
+    scene.load = Some(load.reconnect());
+    cutover.succeeds();
+    scene.finish();
+}
+
+#[test]
+fn both_killed_while_a_cutover_converges_have_one_owner_when_they_start_at_once() {
+    both_killed_in_cutover(Hold::LastEpoch);
+}
+
+#[test]
+fn both_killed_after_relinquish_have_one_owner_when_they_start_at_once() {
+    both_killed_in_cutover(Hold::Activate);
+}
+
+#[test]
+fn both_killed_when_the_target_has_taken_it_have_one_owner_when_they_start_at_once() {
+    both_killed_in_cutover(Hold::Activated);
+}
+
 #[test]
 fn a_source_killed_while_it_seeds_goes_on_where_it_was() {
     killed_while_seeding(Who::Source);
