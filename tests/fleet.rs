@@ -1,6 +1,10 @@
 //! The control plane as processes: a controller and nodes of the shipped binary, on loopback, and the
 //! command line between them.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking and speaks to the person who runs it"
+)]
 
 mod fleet_processes;
 
