@@ -20,6 +20,7 @@ mod data;
 #[path = "../../volume/src/explore.rs"]
 mod explore;
 mod mailbox;
+mod memory;
 mod pool;
 mod ring;
 mod shard;
@@ -27,6 +28,7 @@ mod sync;
 
 pub use data::{Data, GATHER_HEAD_BYTES, GATHER_PARTS, Gather};
 pub use mailbox::{MAILBOX_DEPTH, Mailbox};
+pub use memory::give_back_what_is_freed;
 pub use pool::Pool;
 pub use ring::{Done, FileId, OPERATIONS_MAX, Ring, Token};
 pub use shard::{Config, Handler, Next, Shard};

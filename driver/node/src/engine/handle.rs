@@ -121,6 +121,7 @@ impl Engine {
     /// Start `shards` shards; with `pin`, each on a processor of its own.
     pub fn start(shards: usize, pin: bool) -> Result<Engine> {
         assert!(shards > 0, "an engine has at least one shard");
+        ring::give_back_what_is_freed();
         let extents = Extents::start()?;
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let shards = (0..shards)
