@@ -1,3 +1,5 @@
+//! What an outlook says, over histories made for it.
+
 use super::*;
 use crate::history::Kept;
 

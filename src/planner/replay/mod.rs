@@ -20,8 +20,8 @@ mod oracle;
 mod run;
 mod world;
 
+pub use self::forerun::Forerun;
 pub use forecaster::{Forecaster, Recent};
-pub use forerun::Forerun;
 pub use keeper::{Keeper, MostRecent, Nothing};
 pub use oracle::Oracle;
 pub use run::{Departure, Tally, run};

@@ -1,5 +1,7 @@
 //! The volumes of a node: what the controller's calls, guests' handshakes and heartbeats work on.
 
+mod ops;
+
 use super::directory;
 use super::front::Reach;
 use super::host::Host;
@@ -9,15 +11,12 @@ use crate::datadir::DataDir;
 use crate::engine::{Engine, VolumeHandle, VolumeSpec};
 use crate::replication::{Receiving, Sending, StandbySpec, Succession};
 use crate::serve::state::checkpoints;
-use crate::service::{Consistency, Handover, NewReplica, NewVolume, NodeOps, SeedOrder, TakeOver};
+use crate::service::{NewVolume, SeedOrder};
 use block::{Error, ErrorKind, NodeName, Result, VolumeId, VolumeName};
 use nbd::accept::Accepted;
 use nbd::codec::TransmissionFlags;
 use nbd::{Export, Exports};
-use proto::v1::{
-    CutoverPhase, CutoverProgress, IoCounters, NodeMetrics, ReplicaReport, ReplicaState,
-    VolumeReport, VolumeRole, WriteTrail,
-};
+use proto::v1::{IoCounters, ReplicaReport, ReplicaState, VolumeReport, VolumeRole};
 use replica::State;
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -26,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 use storage::ImageFile;
-use tokio::sync::{Mutex, Notify, mpsc};
+use tokio::sync::{Mutex, Notify};
 use volume::{CursorName, Role};
 
 /// From one increment of a replica to the next.
@@ -36,8 +35,6 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const PEERS_PATIENCE: Duration = Duration::from_secs(2);
 /// How often it is looked whether they have answered.
 const PEERS_PAUSE: Duration = Duration::from_millis(10);
-/// The shortest interval that a bound can ask for.
-const INTERVAL_MIN: Duration = Duration::from_millis(50);
 
 /// Every volume that this node has.
 pub struct Volumes {
@@ -583,234 +580,5 @@ impl Exports for Volumes {
             },
             Slot::Broken(_) => None,
         }
-    }
-}
-
-impl NodeOps for Volumes {
-    async fn report(&self) -> Vec<VolumeReport> {
-        let slots: Vec<_> = self
-            .read()
-            .iter()
-            .map(|(n, s)| (n.clone(), s.clone()))
-            .collect();
-        let mut reports = Vec::with_capacity(slots.len());
-        for (name, slot) in slots {
-            reports.push(self.report_one(&name, slot).await);
-        }
-        reports
-    }
-
-    async fn changed(&self) {
-        self.changed.notified().await;
-    }
-
-    fn metrics(&self) -> NodeMetrics {
-        self.host.metrics(self.data.path())
-    }
-
-    fn trails(&self) -> Vec<WriteTrail> {
-        let slots = self.read();
-        let open = slots.iter().filter_map(|(name, slot)| match slot {
-            Slot::Open(hosted) => Some((name, hosted)),
-            Slot::Broken(_) => None,
-        });
-        open.filter_map(|(name, hosted)| hosted.handle.activity().take_trail(name.as_str()))
-            .collect()
-    }
-
-    async fn create(&self, new: NewVolume) -> Result<VolumeReport> {
-        let _one = self.changing.lock().await;
-        let name = new.name.clone();
-        match self.slot(&name) {
-            Some(Slot::Open(h)) if h.id == new.id => {}
-            Some(_) => {
-                return Err(Error::new(
-                    ErrorKind::Exists,
-                    format!("make volume {name}: this node has another volume of that name"),
-                ));
-            }
-            None => {
-                let hosted = self.make(&new).await?;
-                self.write().insert(name.clone(), Slot::Open(hosted));
-            }
-        }
-        match self.slot(&name) {
-            Some(slot) => Ok(self.report_one(&name, slot).await),
-            None => Err(Error::new(
-                ErrorKind::Cancelled,
-                format!("make volume {name}: the node stops"),
-            )),
-        }
-    }
-
-    async fn delete(&self, name: VolumeName, id: VolumeId) -> Result<bool> {
-        let _one = self.changing.lock().await;
-        match self.slot(&name) {
-            Some(Slot::Open(h)) if h.id == id => {
-                self.write().remove(&name);
-                let tasks = std::mem::take(&mut *h.replicas());
-                for task in tasks.into_values() {
-                    task.stop().await?;
-                }
-                self.receiving.remove(id).await?;
-                h.handle.remove().await?;
-                directory::delete(&self.data, &name)?;
-                Ok(true)
-            }
-            Some(Slot::Broken(why)) => Err(Error::new(
-                ErrorKind::Corrupt,
-                format!(
-                    "delete volume {name}: it could not be opened, so it is not certain that it is the \
-                     one that was meant ({why}). Remove {} by hand if it is",
-                    self.data.volume(&name).display()
-                ),
-            )),
-            // Of another identity: the one that was meant is not here.
-            Some(Slot::Open(_)) | None => Ok(false),
-        }
-    }
-
-    async fn resize(&self, name: VolumeName, size_bytes: u64) -> Result<VolumeReport> {
-        Err(Error::new(
-            ErrorKind::Unsupported,
-            format!(
-                "resize {name} to {size_bytes} bytes: this version of the node cannot resize yet"
-            ),
-        ))
-    }
-
-    async fn start_replica(&self, new: NewReplica) -> Result<()> {
-        let asked = format!("replicate {} to {}", new.volume, new.node);
-        let _one = self.changing.lock().await;
-        let hosted = self.hosted(&asked, &new.volume)?;
-        if !hosted.handle.call(|v, _| v.role()).await?.is_owner() {
-            return Err(Error::new(
-                ErrorKind::NotOwner,
-                format!("{asked}: this node does not own the volume"),
-            ));
-        }
-        let interval = match new.consistency {
-            Consistency::Strong => {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    format!(
-                        "{asked}: this version keeps strong replicas only during a cutover; use \
-                         bounded=SECONDS"
-                    ),
-                ));
-            }
-            // Half of the bound is left for the increment itself.
-            Consistency::Bounded(bound) => (bound / 2).clamp(INTERVAL_MIN, INTERVAL),
-            Consistency::Eventual => INTERVAL,
-        };
-        let record = ReplicaRecord {
-            node: new.node.to_string(),
-            address: new.address,
-            interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
-            rate_bytes_per_second: new.rate_bytes_per_second.unwrap_or(0),
-        };
-        hosted.peers.change(|p| p.set(record.clone()))?;
-        self.replicate(&new.volume, &hosted, &record, &new.order)
-            .await
-            .map(|_| ())
-    }
-
-    async fn stop_replica(&self, volume: VolumeName, node: NodeName) -> Result<bool> {
-        let _one = self.changing.lock().await;
-        let Ok(hosted) = self.hosted("stop a replica", &volume) else {
-            return Ok(false);
-        };
-        let running = hosted.replicas().remove(&node);
-        if let Some(running) = &running {
-            running.stop().await?;
-        }
-        let known = hosted.peers.change(|p| p.remove(&node))?;
-        hosted.untrack(node).await?;
-        Ok(known || running.is_some())
-    }
-
-    async fn cutover(
-        &self,
-        handover: Handover,
-        progress: mpsc::Sender<CutoverProgress>,
-    ) -> Result<()> {
-        let asked = format!("hand {} over to {}", handover.volume, handover.to);
-        let (kept, next, hosted) = {
-            let _one = self.changing.lock().await;
-            let hosted = self.hosted(&asked, &handover.volume)?;
-            let record = HandoverRecord {
-                to: handover.to.to_string(),
-                replication: handover.replication_address,
-                nbd: handover.nbd_address,
-            };
-            let role = hosted.handle.call(|v, _| v.role()).await?;
-            let next = match &role {
-                Role::Relinquished { to, generation, .. } if *to == handover.to => {
-                    // It happened, perhaps in an earlier life of this node: make sure that it ends.
-                    hosted.peers.change(|p| p.handover = Some(record))?;
-                    self.resume(&handover.volume, &hosted).await?;
-                    let done = CutoverProgress {
-                        phase: CutoverPhase::Done.into(),
-                        generation: generation.0,
-                        ..CutoverProgress::default()
-                    };
-                    let _ = progress.send(done).await; // nobody watches
-                    return Ok(());
-                }
-                Role::Owner { generation, .. } => generation.next(),
-                Role::Relinquished { .. } | Role::Standby => {
-                    return Err(Error::new(
-                        ErrorKind::NotOwner,
-                        format!("{asked}: this node is the volume's {role}"),
-                    ));
-                }
-            };
-            // Before anything moves it is recorded where to: a restart must find the new owner.
-            let known = hosted.peers.change(|p| {
-                p.handover = Some(record);
-                p.replica_on(&handover.to).cloned()
-            })?;
-            let replica = known.unwrap_or_else(|| ReplicaRecord {
-                node: handover.to.to_string(),
-                address: handover.replication_address,
-                interval_ms: u64::try_from(INTERVAL.as_millis()).unwrap_or(u64::MAX),
-                rate_bytes_per_second: 0,
-            });
-            let replica = ReplicaRecord {
-                address: handover.replication_address,
-                ..replica
-            };
-            let kept = self
-                .replicate(&handover.volume, &hosted, &replica, &SeedOrder::default())
-                .await?;
-            (kept, next, hosted)
-        };
-        let report = kept.hand_over(next, handover.nbd_address, progress).await?;
-        tracing::info!(
-            "volume {} is owned by {} now, in generation {}: frozen {:?} after {:?}",
-            handover.volume,
-            handover.to,
-            report.generation,
-            report.frozen,
-            report.converging,
-        );
-        let _one = self.changing.lock().await;
-        let concluded = match hosted.retire().await {
-            Ok(()) => self.receiving.remember(hosted.id).await,
-            failed => failed,
-        };
-        if let Err(e) = concluded {
-            // The volume has moved all the same; the next owner here forgets them first.
-            tracing::warn!("forget the replicas of {}: {e}", handover.volume);
-        }
-        Ok(())
-    }
-
-    async fn take_over(&self, taken: TakeOver) -> Result<VolumeReport> {
-        self.take_over_volume(taken).await
-    }
-
-    async fn depose(&self, deposed: TakeOver) -> Result<()> {
-        self.depose_volume(deposed).await
     }
 }

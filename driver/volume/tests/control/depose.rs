@@ -1,0 +1,61 @@
+//! Owners that were replaced without their consent.
+
+use super::*;
+
+/// Another node took the volume over while this one was away. Whatever its part was, it answers nobody
+/// from then on and sends nobody on, also after a restart; a part of that generation or a later one stays.
+#[test]
+fn a_deposed_node_serves_nobody_whatever_it_was() {
+    let size = 1 << 30;
+    let n2 = "n2".parse().unwrap();
+    let deposed = |a: &mut Node| {
+        a.sync_meta = false;
+        let c = a.vol.depose(NOW, Generation(3)).unwrap();
+        assert_eq!(a.ended(c), None, "not before the record is durable");
+        a.sync_meta = true;
+        a.vol.meta_synced(NOW, Ok(()));
+        assert_eq!(a.ended(c), Some(Ok(())));
+        for restarted in [false, true] {
+            assert!(a.vol.is_standby(), "restarted: {restarted}");
+            assert_eq!(a.vol.seen(), Generation(3));
+            assert_eq!(a.write(5, 5), Admission::Held, "restarted: {restarted}");
+            assert!(!a.vol.is_forwarding());
+            assert!(!a.said(|x| matches!(x, Action::Issue(_) | Action::Forward(_))));
+            a.reopen(size);
+            a.run();
+        }
+    };
+    let mut owned = Node::new(size, owner());
+    assert_eq!(owned.write(0, 7), Admission::Issue);
+    deposed(&mut owned);
+
+    let mut forwards = Node::new(size, owner());
+    let epoch = ready_to_relinquish(&mut forwards);
+    let c = forwards.vol.relinquish(&n2, Generation(2), epoch).unwrap();
+    assert_eq!(forwards.ended(c), Some(Ok(())));
+    forwards.vol.forward(NOW, true).unwrap();
+    assert_eq!(forwards.write(1, 7), Admission::Forward);
+    deposed(&mut forwards);
+    assert_eq!(forwards.vol.gave_up(), None, "its image proves nothing now");
+
+    let mut standby = Node::new(size, Role::Standby);
+    deposed(&mut standby);
+}
+
+#[test]
+fn whoever_has_a_part_in_a_generation_is_not_deposed_in_its_favour() {
+    let mut a = Node::new(1 << 30, owner());
+    let refused = a.vol.depose(NOW, Generation(1)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Fenced);
+    assert_eq!(a.write(0, 7), Admission::Issue);
+    assert_eq!(a.vol.complete(NOW, RequestId(0), Ok(())), OK);
+    let epoch = ready_to_relinquish(&mut a);
+    let n2 = "n2".parse().unwrap();
+    let c = a.vol.relinquish(&n2, Generation(2), epoch).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    // It gave the volume away for generation 2 itself: its guests are sent on, as they should be.
+    let c = a.vol.depose(NOW, Generation(2)).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    a.vol.forward(NOW, true).unwrap();
+    assert_eq!(a.write(0, 7), Admission::Forward);
+}
