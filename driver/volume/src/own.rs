@@ -40,6 +40,8 @@ pub(crate) struct Meta {
     /// The mark of an image that was taken for the volume's, to be recorded when every area of it is
     /// durably suspect.
     adopted: Option<ImageMark>,
+    /// Another node took the volume over from this one, and it has not come back since.
+    replaced: bool,
     pub(crate) swept_at: Nanos,
     /// A sweep has begun and not ended.
     pub(crate) sweeping: bool,
@@ -76,6 +78,7 @@ impl Meta {
             last_control: 0,
             announced: false,
             adopted: None,
+            replaced: false,
             swept_at: Nanos::ZERO,
             sweeping: false,
         }
@@ -310,18 +313,17 @@ impl Volume {
         }
     }
 
-    /// Whether this node only holds a copy. Nobody connects to one; whoever is connected was served by
-    /// an owner that has been replaced.
+    /// Whether another node took the volume over from this one without its consent, since it was opened
+    /// here. Nobody answers those whom it served.
     #[must_use]
-    pub fn is_standby(&self) -> bool {
-        self.meta
-            .as_ref()
-            .is_some_and(|m| m.superblock.role == Role::Standby)
+    pub fn is_replaced(&self) -> bool {
+        self.meta.as_ref().is_some_and(|m| m.replaced)
     }
 
     fn step_down(&mut self, now: Nanos) {
         let Some(meta) = &mut self.meta else { return };
         meta.superblock.role = Role::Standby;
+        meta.replaced = true;
         if let Some((.., control)) = self.after_sync.take() {
             self.actions
                 .push_back(Action::ControlDone(control, Err(EIO)));
@@ -361,6 +363,7 @@ impl Volume {
             seeded: true,
         });
         meta.intents.sweep(|_| false);
+        meta.replaced = false;
         self.forwarding = false;
         // An earlier ownership ended frozen.
         self.frozen = false;

@@ -61,7 +61,7 @@ impl Volumes {
             .handle
             .control(move |v, now| v.depose(now, generation))
             .await?;
-        if !hosted.handle.call(|v, _| v.is_standby()).await? {
+        if !hosted.handle.call(|v, _| v.role() == Role::Standby).await? {
             return Ok(());
         }
         hosted.step_aside();

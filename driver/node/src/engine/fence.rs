@@ -118,7 +118,7 @@ impl EngineShard {
     /// new owner may lack what they were told is written.
     pub(super) fn cut_links(&mut self, ring: &mut Ring, v: VolumeIndex) {
         let cell = &self.volumes[v as usize];
-        let replaced = cell.volume.is_standby();
+        let replaced = cell.volume.is_replaced();
         if (cell.links == 0 && !replaced) || cell.volume.owned().is_some() {
             return;
         }

@@ -393,7 +393,7 @@ impl EngineShard {
         let Some(forwarder) = &mut cell.forwarder else {
             return;
         };
-        let ended = cell.volume.owned().is_some() || cell.volume.is_standby();
+        let ended = cell.volume.owned().is_some() || cell.volume.is_replaced();
         let retired = ended && !cell.volume.is_forwarding();
         let link = forwarder.link.as_ref();
         if link.is_some_and(|l| retired || l.round != forwarder.round) {

@@ -16,7 +16,7 @@ fn a_deposed_node_serves_nobody_whatever_it_was() {
         a.vol.meta_synced(NOW, Ok(()));
         assert_eq!(a.ended(c), Some(Ok(())));
         for restarted in [false, true] {
-            assert!(a.vol.is_standby(), "restarted: {restarted}");
+            assert_eq!(a.vol.role(), Role::Standby, "restarted: {restarted}");
             assert_eq!(a.vol.seen(), Generation(3));
             assert_eq!(a.write(5, 5), Admission::Held, "restarted: {restarted}");
             assert!(!a.vol.is_forwarding());
