@@ -46,7 +46,8 @@ pub(super) fn failing(asked: &str, name: &VolumeName, view: &View<'_>) -> Result
         });
     };
     let mut volume = v.clone();
-    volume.offered_to = Some(to.clone());
+    // Once it owns the volume, what is left of the cutover is to have the others follow.
+    volume.offered_to = Some(to.clone()).filter(|to| *to != v.owner);
     Ok(Failing {
         instead_of: volume.operation.take(),
         volume,

@@ -474,3 +474,15 @@ fn after_an_unfinished_cutover_only_its_target_takes_over() {
     let e = failing(&failover(None, true), &v, Some(&adding), &copies).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Busy);
 }
+
+/// A cutover had made n1 the owner, and only the step in which n3 was to follow was left, when n1 died. The
+/// cutover's target was taken for the only heir, and nobody could take the volume over.
+#[test]
+fn after_a_cutover_whose_target_owned_the_volume_and_died_a_replica_takes_over() {
+    let mut v = volume(&["n3"]);
+    v.operation = Some("moving".parse().unwrap());
+    let copies = [("n3", Some(9))];
+    let plan = failing(&failover(None, true), &v, Some(&cutover("n1")), &copies).unwrap();
+    assert_eq!(plan.steps[0].name, "take over on n3 as of epoch 9");
+    assert_eq!(plan.instead_of, Some("moving".parse().unwrap()));
+}
