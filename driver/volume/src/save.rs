@@ -95,7 +95,8 @@ impl Saves {
         let Some(free) = self.running.iter().position(Option::is_none) else {
             return;
         };
-        let also = |s: &&Arc<Snapshot>| s.is_settled() && s.must_save(need).is_some();
+        // A later snapshot need not have settled: what this one still needs, nobody has written since.
+        let also = |s: &&Arc<Snapshot>| s.must_save(need).is_some();
         self.running[free] = Some(Save {
             extent: need,
             targets: live
