@@ -30,6 +30,7 @@ impl Cluster {
             life: RefCell::new(None),
             broken: Cell::new(false),
             handover: Cell::new(None),
+            taking: Cell::new(None),
             doing: RefCell::default(),
             commits: Cell::new(0),
         };
@@ -41,6 +42,8 @@ impl Cluster {
             nodes: self.nodes().iter().map(node).collect(),
             sessions: Cell::new(self.0.sessions.get()),
             former: Cell::new(self.0.former.get()),
+            offered: Cell::new(self.0.offered.get()),
+            owned: Cell::new(self.0.owned.get()),
         }))
     }
 }

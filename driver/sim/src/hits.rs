@@ -88,8 +88,20 @@ hits! {
     Aborted = "cutovers given up",
     /// A cutover was finished after its source had died or lost its link.
     RolledForward = "cutovers rolled forward",
+    /// A cutover did not converge without the mirror.
+    Mirroring = "cutovers that mirrored",
     /// A cutover that used the mirror ended well.
     Mirrored = "mirrored hand-overs",
+    /// A copy took the place of an owner that was gone.
+    TakenOver = "take-overs",
+    /// A copy that took over lacked what a guest had been told is written.
+    TailLost = "take-overs that lost a tail",
+    /// A node died in a take-over.
+    TakingDied = "deaths in a take-over",
+    /// An owner that was replaced came back.
+    CameBack = "replaced owners that came back",
+    /// The controller deposed one.
+    Deposed = "owners deposed",
     /// A sender that had been replaced was refused.
     Fenced = "fenced sources",
 }

@@ -7,8 +7,9 @@
 use crate::disk::SimDisk;
 use crate::hits::Hit;
 use crate::ledger::Ledger;
+use crate::node::seen;
 use crate::world::{Process, SimClock, World};
-use block::{AlignedBuf, Clock, Disk, Error, Generation, Nanos, Result, Span};
+use block::{AlignedBuf, Clock, Disk, Epoch, Error, Generation, Nanos, Result, Span};
 use futures_util::future::select;
 use replica::{MirrorItem, MirrorOp};
 use std::cell::{Cell, RefCell};
@@ -66,6 +67,8 @@ struct Inner {
     settled: RefCell<Vec<(Arc<Snapshot>, oneshot::Sender<()>)>>,
     drained: RefCell<Vec<oneshot::Sender<()>>>,
     is_open: Cell<bool>,
+    /// Guests may come.
+    is_offered: Cell<bool>,
     owned: Cell<Option<Generation>>,
     is_forwarding: Cell<bool>,
     touched: Notify,
@@ -109,6 +112,7 @@ impl Host {
             settled: RefCell::default(),
             drained: RefCell::default(),
             is_open: Cell::new(false),
+            is_offered: Cell::new(false),
             owned: Cell::new(None),
             is_forwarding: Cell::new(false),
             touched: Notify::new(),
@@ -160,7 +164,7 @@ impl Host {
         // What was issued before belongs to the epoch that ends here.
         self.drain();
         let snapshot = self.call(|v, _| f(v))?;
-        self.0.ledger.rotated(snapshot.epoch());
+        self.rotated(&snapshot);
         self.settled(snapshot).await
     }
 
@@ -175,10 +179,15 @@ impl Host {
         let snapshots = volume::rotate_together(&mut group)?;
         drop(volumes);
         for (host, snapshot) in hosts.iter().zip(&snapshots) {
-            host.0.ledger.rotated(snapshot.epoch());
+            host.rotated(snapshot);
             host.0.touched.notify_one();
         }
         Ok(snapshots)
+    }
+
+    fn rotated(&self, snapshot: &Snapshot) {
+        let owned = self.0.volume.borrow().owned().unwrap_or(Generation(0));
+        self.0.ledger.rotated(owned, snapshot.epoch());
     }
 
     pub(crate) fn volume_id(&self) -> block::VolumeId {
@@ -249,10 +258,29 @@ impl Host {
     pub fn took_over(&self) {
         if let Role::Owner { generation, .. } = self.0.volume.borrow().role() {
             self.0.owned.set(Some(generation));
-            self.0.ledger.held_by(self.0.node);
+            self.0.ledger.held_by(self.0.node, generation);
         }
         self.0.is_open.set(true);
         self.0.changed.notify_waiters();
+    }
+
+    /// Let guests come.
+    pub(crate) fn offer(&self) {
+        self.0.is_offered.set(true);
+    }
+
+    /// Nobody is to come any more.
+    pub(crate) fn step_aside(&self) {
+        self.0.is_offered.set(false);
+    }
+
+    /// The copy here, which was received in generation `of`, takes the place of an owner that is gone.
+    pub(crate) fn takes_over(&self, generation: Generation, of: (Generation, Epoch)) {
+        let disk = |s| seen(&self.0.image, s);
+        let lost = self.0.ledger.taken_over(self.0.node, generation, of, disk);
+        if lost > 0 {
+            self.0.clock.world.hit(Hit::TailLost);
+        }
     }
 
     /// Send requests to the new owner from now on.
@@ -265,7 +293,8 @@ impl Host {
     #[must_use]
     pub fn serves(&self) -> bool {
         let owner = self.0.volume.borrow().role().is_owner();
-        self.0.is_open.get() && (owner || self.0.is_forwarding.get())
+        let offered = self.0.is_offered.get();
+        self.0.is_open.get() && (owner && offered || self.0.is_forwarding.get())
     }
 
     /// A guest asks. The answer never comes if the node dies first.
@@ -374,7 +403,9 @@ impl Host {
 
     fn issue(&self, id: RequestId) {
         let wish = self.0.guests.borrow()[&id.0].wish.clone();
-        self.0.ledger.held_by(self.0.node);
+        if let Some(generation) = self.0.volume.borrow().owned() {
+            self.0.ledger.held_by(self.0.node, generation);
+        }
         if wish.op.is_write() {
             let zero = wish.op != Op::Write;
             self.0.ledger.issued(wish.span, wish.write, zero);

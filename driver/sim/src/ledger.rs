@@ -7,10 +7,12 @@
 //! power cut the same holds of the last one flushed.
 //!
 //! The ledger also knows the *point in time*: the content of the volume in the gate's order at each
-//! rotation, which is what a consistent replica must equal.
+//! rotation, which is what a consistent replica must equal. When a copy takes the place of an owner that is
+//! gone, the volume goes on from the copy's point; what the owner had beyond it is a line of its own, which
+//! its copies, and the owner should it come back, may still be at.
 
 use block::sector::{Seen, Stamp};
-use block::{Epoch, SECTOR_BYTES, Span, VolumeId};
+use block::{Epoch, Generation, SECTOR_BYTES, Span, VolumeId};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -39,20 +41,30 @@ struct Expected {
 /// The content of the hot sectors at a point in time.
 type Point = Rc<BTreeMap<u64, Expected>>;
 
+/// What became of the volume in one line of owners that each had all of the one before.
+#[derive(Clone, Default)]
+struct Line {
+    /// In the gate's order.
+    now: BTreeMap<u64, Expected>,
+    points: BTreeMap<Epoch, Point>,
+}
+
 #[derive(Clone)]
 struct State {
     tick: u64,
     writes: u64,
     sectors: BTreeMap<u64, Vec<Version>>,
-    /// In the gate's order.
-    now: BTreeMap<u64, Expected>,
-    points: BTreeMap<Epoch, Point>,
+    line: Line,
+    /// Lines that a copy's take-over left behind, with the generation of that: who is of an earlier one is
+    /// of the line.
+    left: Vec<(Generation, Line)>,
     /// Writes that failed: their sectors may be anything that was written there.
     failed: BTreeSet<u64>,
     /// Highest generation in which a request was acknowledged, and by which node.
     owner: (u64, u32),
     /// The node whose image is the volume.
     holder: u32,
+    held_in: Generation,
     handovers: u64,
     /// The bytes of writes that are not stamps.
     given: BTreeMap<u64, Arc<[u8]>>,
@@ -76,11 +88,15 @@ impl Ledger {
             tick: 0,
             writes: 0,
             sectors: hot.iter().map(|s| (*s, vec![Version::zero()])).collect(),
-            now: hot.iter().map(|s| (*s, Expected::ZERO)).collect(),
-            points: BTreeMap::new(),
+            line: Line {
+                now: hot.iter().map(|s| (*s, Expected::ZERO)).collect(),
+                points: BTreeMap::new(),
+            },
+            left: Vec::new(),
             failed: BTreeSet::new(),
             owner: (0, 0),
             holder: 0,
+            held_in: Generation(0),
             handovers: 0,
             given: BTreeMap::new(),
         };
@@ -174,7 +190,7 @@ impl Ledger {
         let mut state = self.state.borrow_mut();
         for s in self.within(span) {
             let content = (!zero).then_some(write);
-            state.now.insert(s, Expected { write, content });
+            state.line.now.insert(s, Expected { write, content });
         }
     }
 
@@ -214,9 +230,13 @@ impl Ledger {
         }
     }
 
-    /// `node` owns the volume: from now on its image is the volume.
-    pub fn held_by(&self, node: u32) {
+    /// `node` owns the volume in `generation`: from now on its image is the volume, unless it was replaced.
+    pub fn held_by(&self, node: u32, generation: Generation) {
         let mut state = self.state.borrow_mut();
+        if generation < state.held_in {
+            return;
+        }
+        state.held_in = generation;
         state.handovers += u64::from(state.holder != node);
         state.holder = node;
     }
@@ -266,7 +286,7 @@ impl Ledger {
     pub fn crashed(&self, power: bool, there: &BTreeSet<u64>, disk: impl Fn(u64) -> Seen) {
         let tick = self.tick();
         let mut state = self.state.borrow_mut();
-        let State { sectors, now, .. } = &mut *state;
+        let State { sectors, line, .. } = &mut *state;
         for (lba, versions) in sectors.iter_mut() {
             for v in versions.iter_mut().filter(|v| there.contains(&v.write)) {
                 v.ended.get_or_insert(tick);
@@ -306,23 +326,27 @@ impl Ledger {
                     i > last || v.ended.is_none()
                 });
             }
-            now.insert(*lba, Expected { write: 0, content });
+            line.now.insert(*lba, Expected { write: 0, content });
         }
         state.tick += 1;
     }
 
-    /// The gate closes an epoch.
-    pub fn rotated(&self, epoch: Epoch) {
-        let mut state = self.state.borrow_mut();
-        let point = Rc::new(state.now.clone());
-        state.points.insert(epoch, point);
+    /// The gate of an owner in `generation` closes an epoch.
+    pub fn rotated(&self, generation: Generation, epoch: Epoch) {
+        let line = &mut self.state.borrow_mut();
+        let line = line.of(generation);
+        line.points.insert(epoch, Rc::new(line.now.clone()));
     }
 
-    /// Where `disk`, which claims to be the volume as of `epoch`, is not.
+    /// Where `disk`, which claims to be the volume as an owner in `generation` had it at `epoch`, is not.
     #[must_use]
-    pub fn differs_from(&self, epoch: Epoch, disk: impl Fn(u64) -> Seen) -> Option<String> {
-        let state = self.state.borrow();
-        let Some(point) = state.points.get(&epoch) else {
+    pub fn differs_from(
+        &self,
+        (generation, epoch): (Generation, Epoch),
+        disk: impl Fn(u64) -> Seen,
+    ) -> Option<String> {
+        let state = &mut *self.state.borrow_mut();
+        let Some(point) = state.of(generation).points.get(&epoch).cloned() else {
             return Some(format!("epoch {epoch} never was"));
         };
         point.iter().find_map(|(lba, expected)| {
@@ -334,16 +358,84 @@ impl Ledger {
 
     /// The content of a point in time; `None` where it is not known.
     #[must_use]
-    pub fn at(&self, epoch: Epoch) -> Option<BTreeMap<u64, Content>> {
-        let state = self.state.borrow();
+    pub fn at(&self, (generation, epoch): (Generation, Epoch)) -> Option<BTreeMap<u64, Content>> {
+        let state = &mut *self.state.borrow_mut();
+        let point = state.of(generation).points.get(&epoch)?.clone();
         let known = |e: &Expected| !state.failed.contains(&e.write);
-        let point = state.points.get(&epoch)?.iter();
+        let point = point.iter();
         Some(
             point
                 .filter(|(_, e)| known(e))
                 .map(|(s, e)| (*s, e.content))
                 .collect(),
         )
+    }
+
+    /// The owner is gone for good, and `node` takes the volume over in `generation` with a copy of `of`:
+    /// the volume is that point in time, whatever was acknowledged after it, and nobody acknowledges in an
+    /// earlier generation any more. How many sectors lost what a guest had been told is written.
+    pub fn taken_over(
+        &self,
+        node: u32,
+        generation: Generation,
+        of: (Generation, Epoch),
+        disk: impl Fn(u64) -> Seen,
+    ) -> u64 {
+        if let Some(how) = self.differs_from(of, &disk) {
+            panic!(
+                "[taken over whole] node {node} takes epoch {} over: {how}",
+                of.1
+            );
+        }
+        let tick = self.tick();
+        let state = &mut *self.state.borrow_mut();
+        if state.owner == (generation.0, node) {
+            // It died before its record was durable, and takes over once more.
+            return 0;
+        }
+        let mut line = state.of(of.0).clone();
+        line.points.retain(|e, _| *e <= of.1);
+        for lba in self.hot.iter() {
+            let content = self.content(*lba, disk(*lba));
+            line.now.insert(*lba, Expected { write: 0, content });
+        }
+        let left = std::mem::replace(&mut state.line, line);
+        state.left.push((generation, left));
+        let mut lost = 0;
+        for (lba, versions) in &mut state.sectors {
+            let content = state.line.now[lba].content;
+            let told = versions.iter().filter(|v| v.acknowledged.is_some());
+            lost += u64::from(
+                told.max_by_key(|v| v.submitted)
+                    .is_some_and(|v| v.content != content),
+            );
+            // What somebody is still to be asked for may happen yet.
+            versions.retain(|v| v.ended.is_none());
+            versions.push(Version {
+                write: content.unwrap_or(0),
+                content,
+                submitted: tick,
+                ended: Some(tick),
+                acknowledged: Some(tick),
+                flushed: true,
+            });
+        }
+        state.owner = (generation.0, node);
+        state.held_in = generation;
+        lost
+    }
+
+    /// An owner in `generation` has started: if it was replaced, its line goes on from what its disk has.
+    pub fn came_back(&self, generation: Generation, disk: impl Fn(u64) -> Seen) {
+        let state = &mut *self.state.borrow_mut();
+        let mut left = state.left.iter_mut();
+        let Some((_, line)) = left.find(|(by, _)| generation < *by) else {
+            return;
+        };
+        for lba in self.hot.iter() {
+            let content = self.content(*lba, disk(*lba));
+            line.now.insert(*lba, Expected { write: 0, content });
+        }
     }
 
     /// What a sector holds; anything but zeroes or a write of this volume at this place is a failure.
@@ -360,6 +452,17 @@ impl Ledger {
 fn allows(versions: &[Version], content: Content, floor: u64) -> bool {
     let old = |v: &Version| v.ended.is_some_and(|at| at < floor);
     versions.iter().any(|v| v.content == content && !old(v))
+}
+
+impl State {
+    /// The line that an owner in `generation` was of.
+    fn of(&mut self, generation: Generation) -> &mut Line {
+        let mut left = self.left.iter_mut();
+        match left.find(|(by, _)| generation < *by) {
+            Some((_, line)) => line,
+            None => &mut self.line,
+        }
+    }
 }
 
 impl Version {

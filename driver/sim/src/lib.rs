@@ -7,6 +7,7 @@
 mod cut;
 pub mod dice;
 pub mod disk;
+mod failover;
 pub mod group;
 pub mod guest;
 pub mod hits;

@@ -19,7 +19,7 @@ use crate::owner::Given;
 use crate::seam::{SimSource, SimTarget};
 use crate::world::{Process, SimClock, World};
 use block::sector::Seen;
-use block::{Disk, Epoch, Error, ErrorKind, NodeName, Result, SECTOR_BYTES};
+use block::{Disk, Epoch, Error, ErrorKind, Generation, NodeName, Result, SECTOR_BYTES};
 use replica::{Files, Receiver, Record, Sender, State, Tuning, greet};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -86,6 +86,9 @@ pub(crate) struct Life {
     pub(crate) host: Host,
     door: mpsc::Sender<End>,
     pub(crate) receiver: RefCell<Option<Rc<SimReceiver>>>,
+    /// Nodes that have answered, one bit each.
+    pub(crate) heard: Cell<u64>,
+    pub(crate) takes_over: Rc<Cell<Option<Generation>>>,
 }
 
 /// A node.
@@ -102,6 +105,8 @@ pub struct Node {
     /// It should be started again, having lost its power: a sync failed.
     pub broken: Cell<bool>,
     pub(crate) handover: Cell<Option<Handover>>,
+    /// It is to take the volume over, in this generation.
+    pub(crate) taking: Cell<Option<Generation>>,
     /// What its sender to each node and its receiver do, for a run that does not come to rest.
     pub(crate) doing: RefCell<BTreeMap<usize, String>>,
     /// Epochs that its copy committed.
@@ -117,6 +122,10 @@ pub(crate) struct Inner {
     pub(crate) sessions: Cell<u64>,
     /// Who owned the volume before its owner, as whoever asked for the cutover knows.
     pub(crate) former: Cell<Option<usize>>,
+    /// To whom and for which generation a cutover that has not ended offers the volume.
+    pub(crate) offered: Cell<Option<(usize, Generation)>>,
+    /// The highest generation known to be owned.
+    pub(crate) owned: Cell<Generation>,
 }
 
 /// Several nodes with one volume. Cheap to clone.
@@ -156,6 +165,7 @@ impl Cluster {
                 life: RefCell::new(None),
                 broken: Cell::new(false),
                 handover: Cell::new(None),
+                taking: Cell::new(None),
                 doing: RefCell::default(),
                 commits: Cell::new(0),
             })
@@ -168,11 +178,13 @@ impl Cluster {
             nodes: (0..count).map(node).collect::<Result<Vec<_>>>()?,
             sessions: Cell::new(0),
             former: Cell::new(None),
+            offered: Cell::new(None),
+            owned: Cell::new(Generation(1)),
         }));
         for i in 0..count {
             let role = match i {
                 0 => Role::Owner {
-                    generation: block::Generation(1),
+                    generation: Generation(1),
                     since: Epoch(0),
                 },
                 _ => Role::Standby,
@@ -246,7 +258,7 @@ impl Cluster {
         self.0.nodes[self.holder()].handover.set(Some(handover));
     }
 
-    fn open(&self, i: usize) -> Result<Volume> {
+    pub(crate) fn open(&self, i: usize) -> Result<Volume> {
         let meta = self.0.nodes[i].disks.meta.bytes();
         Volume::open(self.config(), Some(self.0.ledger.volume), &meta)
     }
@@ -272,6 +284,8 @@ impl Cluster {
                 host,
                 door,
                 receiver: RefCell::new(None),
+                heard: Cell::new(0),
+                takes_over: Rc::default(),
             });
             *node.life.borrow_mut() = Some(life.clone());
             let suspects = |v: &Volume| v.intents().is_some_and(|a| !a.is_empty());
@@ -282,6 +296,11 @@ impl Cluster {
                 cluster.0.world.hit(Hit::Suspect);
             }
             cluster.check_no_false_clean(i);
+            if let Some(generation) = life.host.call(|v, _| v.owned()) {
+                let image = &node.disks.image;
+                let disk = |s| seen(image, s);
+                cluster.0.ledger.came_back(generation, disk);
+            }
             life.host.opened().await;
             let watching = cluster.clone();
             let watched = life.host.clone();
@@ -329,15 +348,25 @@ impl Cluster {
                     }
                 }
                 Role::Owner { generation, .. } => {
+                    self.owns(i, generation);
                     self.open_receiver(i, &life).await;
                     self.follow_all(i, &life, generation);
+                    self.ask_peers(i, &life);
                 }
-                Role::Standby => self.open_receiver(i, &life).await,
+                Role::Standby => {
+                    life.host.step_aside();
+                    self.open_receiver(i, &life).await;
+                }
             }
             // Until the part that this node plays has changed.
             let same = || life.host.call(|v, _| v.role()) == before;
+            let taking = || before == Role::Standby && self.0.nodes[i].taking.get().is_some();
             while same() || life.host.is_poisoned() {
-                self.serve_one(i, &life, &knocks, || !same()).await;
+                self.serve_one(i, &life, &knocks, || !same() || taking())
+                    .await;
+                if taking() {
+                    self.take_over(i, &life).await;
+                }
             }
         }
     }
@@ -355,6 +384,7 @@ impl Cluster {
             };
             let target = SimTarget {
                 host: life.host.clone(),
+                takes_over: life.takes_over.clone(),
             };
             let size = self.0.setup.size;
             match Receiver::open(self.0.ledger.volume, size, files, target).await {
@@ -473,7 +503,8 @@ impl Cluster {
             return;
         }
         let image = &self.0.nodes[i].disks.image;
-        if let Some(how) = self.0.ledger.differs_from(record.epoch, |s| seen(image, s)) {
+        let point = (record.generation, record.epoch);
+        if let Some(how) = self.0.ledger.differs_from(point, |s| seen(image, s)) {
             panic!(
                 "[point in time] the copy on node {i} says it is epoch {}: {how}",
                 record.epoch
@@ -497,7 +528,7 @@ impl Cluster {
             if !cursor.seeded || record.state != State::Consistent || record.epoch < cursor.epoch {
                 continue;
             }
-            let Some(copy) = self.0.ledger.at(record.epoch) else {
+            let Some(copy) = self.0.ledger.at((record.generation, record.epoch)) else {
                 continue;
             };
             for (sector, content) in copy {

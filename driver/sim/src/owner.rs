@@ -80,7 +80,7 @@ impl Cluster {
             if let Some(handover) = asked() {
                 node.handover.set(None);
                 self.doing(i, j, "hands over");
-                self.hand_over(i, &sender, handover, generation).await;
+                self.hand_over(i, &sender, handover, life, generation).await;
                 continue;
             }
             let Ok((end, id)) = self.dial(i, j).await else {
@@ -88,6 +88,7 @@ impl Cluster {
                 continue;
             };
             let work = sender.connect(end, id, async |session| {
+                self.hears(life, j);
                 self.doing(i, j, "catches up");
                 session.catch_up().await?;
                 self.doing(i, j, "follows");
@@ -104,6 +105,7 @@ impl Cluster {
                 assert_ne!(e.kind(), ErrorKind::Broken, "[bug] node {i} to {j}: {e}");
                 if e.kind() == ErrorKind::Fenced {
                     world.hit(Hit::Fenced);
+                    self.hears(life, j);
                 }
                 world.wait_up_to(3000).await;
             }
@@ -116,8 +118,16 @@ impl Cluster {
         self.check_replica(j);
     }
 
-    async fn hand_over(&self, i: usize, sender: &SimSender, asked: Handover, now: Generation) {
+    async fn hand_over(
+        &self,
+        i: usize,
+        sender: &SimSender,
+        asked: Handover,
+        life: &Life,
+        now: Generation,
+    ) {
         self.0.former.set(Some(i));
+        self.0.offered.set(Some((asked.to, now.next())));
         let plan = Plan {
             to: self.0.nodes[asked.to].name.clone(),
             next: now.next(),
@@ -128,10 +138,17 @@ impl Cluster {
         let dial = async || self.dial(i, asked.to).await;
         let watch = |u: &cutover::Update| mirrors.set(mirrors.get() || u.phase == Phase::Mirror);
         let end = cutover::run(sender, &plan, dial, watch).await;
-        if mirrors.get() && end.is_ok() {
-            self.0.world.hit(Hit::Mirrored);
+        if mirrors.get() {
+            self.0.world.hit(Hit::Mirroring);
+            if end.is_ok() {
+                self.0.world.hit(Hit::Mirrored);
+            }
         }
         if let Err(e) = end {
+            let host = &life.host;
+            if host.owned() == Some(now) && !host.is_poisoned() {
+                self.0.offered.set(None);
+            }
             self.0.world.hit(Hit::Aborted);
             self.doing(i, asked.to, &e);
             assert_ne!(e.kind(), ErrorKind::Broken, "[bug] cutover from {i}: {e}");

@@ -4,6 +4,8 @@ use crate::group::Group;
 use crate::host::Host;
 use block::{Epoch, Error, ErrorKind, Generation, NodeName, Result};
 use replica::{GuestLoad, MirrorItem, Source, Target};
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 use volume::{CursorName, Role, Snapshot, Start};
 
@@ -149,6 +151,8 @@ impl Source for SimSource {
 pub struct SimTarget {
     /// The volume.
     pub host: Host,
+    /// The generation of the copy that is to take the place of an owner that is gone.
+    pub(crate) takes_over: Rc<Cell<Option<Generation>>>,
 }
 
 impl Target for SimTarget {
@@ -165,9 +169,13 @@ impl Target for SimTarget {
     }
 
     async fn activate(&self, generation: Generation, epoch: Epoch) -> Result<()> {
+        if let Some(of) = self.takes_over.take() {
+            self.host.takes_over(generation, (of, epoch));
+        }
         let activate = |v: &mut volume::Volume, _| v.activate(generation, epoch);
         self.host.control(activate).await?;
         self.host.took_over();
+        self.host.offer();
         Ok(())
     }
 

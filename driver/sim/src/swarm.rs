@@ -24,6 +24,8 @@ use std::time::Duration;
 
 /// Virtual time in which a cluster without faults must come to rest.
 const REST: Duration = Duration::from_secs(120);
+/// Virtual time that a cutover is given before its guests stop.
+const CUTOVER: Duration = Duration::from_secs(1);
 /// More than a volume waits between two clearings of intents.
 const LEAP: Duration = Duration::from_secs(11);
 
@@ -93,6 +95,8 @@ faults! {
     Misdirect = "misdirect",
     /// The volume is handed over.
     Handover = "handover",
+    /// The owner's host is lost, a copy takes over, and the host comes back with its old disk.
+    Failover = "failover",
 }
 
 /// What one run is.
@@ -187,7 +191,7 @@ impl Swarm {
                 // A link that is slow enough makes a cutover use the mirror.
                 rate: match dice.below(6) {
                     0 => Some(1 << (20 + dice.below(8))),
-                    1 | 2 if self.has(Fault::Handover) => Some(1 << 20),
+                    1..=4 if self.has(Fault::Handover) => Some(1 << 20),
                     _ => None,
                 },
                 compress: dice.one_in(3),
@@ -212,6 +216,7 @@ impl Swarm {
         };
         fate.strike().await;
         fate.relent().await;
+        fate.let_hand_over().await;
         let answers = guests.finish(&fate).await;
         fate.rest().await;
         let node = |f: fn(&crate::node::Node) -> u64| cluster.nodes().iter().map(f).sum();
@@ -396,6 +401,7 @@ impl Fate<'_> {
                 to: j as usize,
                 budget: Duration::from_micros(*dice.pick(&[2000, 20_000, 500_000])),
             }),
+            Fault::Failover => self.fail_over().await,
             Fault::Flip | Fault::Twice | Fault::Swap | Fault::SlowNet | Fault::Leap => {}
         }
     }
@@ -420,6 +426,45 @@ impl Fate<'_> {
             self.crashes.set(self.crashes.get() + 1);
         }
         self.cluster.start(i);
+    }
+
+    /// The owner's host is off until somebody has taken its place, or nobody can.
+    async fn fail_over(&self) {
+        let (world, cluster, dice) = (&self.world, &self.cluster, self.world.dice());
+        let owner = cluster.holder();
+        self.crashes.set(self.crashes.get() + 1);
+        cluster.crash(owner, dice.one_in(2));
+        world.wait_up_to(20_000).await;
+        if let Some((heir, generation)) = cluster.heir(owner, dice) {
+            cluster.check_has_what_it_acknowledged(owner, heir);
+            cluster.ask_to_take(heir, generation);
+            let until = world.now() + REST;
+            while cluster.is_taking(heir) {
+                assert!(
+                    world.now() < until,
+                    "[comes to rest] a take-over does not end: {}",
+                    cluster.describe()
+                );
+                world.wait_up_to(2000).await;
+                self.revive_broken();
+                if cluster.is_taking(heir) && dice.one_in(10) {
+                    world.hit(Hit::TakingDied);
+                    self.crashes.set(self.crashes.get() + 1);
+                    cluster.crash(heir, dice.one_in(2));
+                    world.wait_up_to(20_000).await;
+                    cluster.start(heir);
+                }
+            }
+            if cluster.holder() == heir {
+                world.hit(Hit::CameBack);
+            }
+        }
+        world.wait_up_to(20_000).await;
+        cluster.start(owner);
+        if dice.one_in(2) {
+            world.wait_up_to(3000).await;
+            cluster.depose(owner);
+        }
     }
 
     async fn spoil(&self, i: usize, fault: Fault) {
@@ -512,6 +557,16 @@ impl Fate<'_> {
                 disk.set_faults(disk::Faults::default());
                 disk.set_slow(40);
             }
+        }
+    }
+
+    /// A cutover that has begun goes on under its guests' load for a while: one on a slow link needs the
+    /// mirror, and has hardly begun when fate relents.
+    async fn let_hand_over(&self) {
+        let until = self.world.now() + CUTOVER;
+        while self.cluster.is_offered() && self.world.now() < until {
+            self.world.sleep(Duration::from_millis(5)).await;
+            self.revive_broken();
         }
     }
 

@@ -52,5 +52,8 @@ fn the_table_is_of_these_mutants() {
     let rows = table.lines().filter_map(|l| l.strip_prefix("| `"));
     let rows: Vec<_> = rows.filter_map(|l| l.split('`').next()).collect();
     let names: Vec<_> = mutants().into_iter().map(|m| m.name).collect();
-    assert_eq!(rows, names, "run scripts/mutants NAME of those that are missing");
+    assert_eq!(
+        rows, names,
+        "run scripts/mutants NAME of those that are missing"
+    );
 }

@@ -66,7 +66,12 @@ const AT_LEAST: &[(Hit, u64)] = &[
     (Hit::Restarted, 4),
     (Hit::Aborted, 10),
     (Hit::RolledForward, 30),
-    (Hit::Mirrored, 4),
+    (Hit::Mirrored, 2),
+    (Hit::TakenOver, 65),
+    (Hit::TailLost, 60),
+    (Hit::TakingDied, 3),
+    (Hit::CameBack, 65),
+    (Hit::Deposed, 9),
     (Hit::Fenced, 3),
 ];
 

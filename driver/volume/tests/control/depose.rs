@@ -56,6 +56,54 @@ fn whoever_has_a_part_in_a_generation_is_not_deposed_in_its_favour() {
     // It gave the volume away for generation 2 itself: its guests are sent on, as they should be.
     let c = a.vol.depose(NOW, Generation(2)).unwrap();
     assert_eq!(a.ended(c), Some(Ok(())));
+    assert_eq!(a.vol.gave_up(), Some((Generation(2), epoch)));
     a.vol.forward(NOW, true).unwrap();
     assert_eq!(a.write(0, 7), Admission::Forward);
+}
+
+/// A node gave the volume away for a generation that its target has not taken. A source that is behind asks
+/// it, and may be that very target: were it told the offered generation, it would refuse its own.
+#[test]
+fn a_generation_that_was_only_offered_is_told_to_nobody() {
+    let mut a = Node::new(1 << 30, owner());
+    assert_eq!(a.vol.last_owned(), Generation(1));
+    let epoch = ready_to_relinquish(&mut a);
+    let n2 = "n2".parse().unwrap();
+    let c = a.vol.relinquish(&n2, Generation(2), epoch).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    assert_eq!(a.vol.seen(), Generation(2));
+    assert_eq!(a.vol.last_owned(), Generation(1));
+    // Somebody who owns it in that generation has spoken: now it is known.
+    let c = a.vol.observe(NOW, Generation(3)).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    assert_eq!(a.vol.last_owned(), Generation(3));
+}
+
+/// A node gave the volume away, and while it was down somebody put another file in the image's place and had
+/// it adopted. That file is not the epoch that was handed over: it would be taken for a copy that needs no
+/// comparison.
+#[test]
+fn an_image_that_was_exchanged_is_not_what_was_given_up() {
+    let size = 1 << 30;
+    let mark = |inode| ImageMark {
+        inode,
+        born: 2,
+        modified: 0,
+    };
+    let mut a = Node::new(size, owner());
+    a.reopen(size);
+    assert!(!a.vol.know_image(mark(1), false).unwrap());
+    a.run();
+    let epoch = ready_to_relinquish(&mut a);
+    let n2 = "n2".parse().unwrap();
+    let c = a.vol.relinquish(&n2, Generation(2), epoch).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    a.reopen(size);
+    assert!(!a.vol.know_image(mark(1), false).unwrap());
+    a.run();
+    assert_eq!(a.vol.gave_up(), Some((Generation(2), epoch)));
+    a.reopen(size);
+    assert!(a.vol.know_image(mark(9), true).unwrap());
+    a.run();
+    assert_eq!(a.vol.gave_up(), None);
 }
