@@ -2406,6 +2406,9 @@ pub struct ResizeVolumeRequest {
     pub name: ::prost::alloc::string::String,
     #[prost(uint64, tag = "3")]
     pub size_bytes: u64,
+    /// UUID: no later volume of that name is meant.
+    #[prost(string, tag = "4")]
+    pub id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StartReplicaRequest {

@@ -98,7 +98,6 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         let mut happenings = Vec::new();
         if let Some(replaced) = running.filter(|r| plan.instead_of.as_ref() == Some(&r.record.id)) {
             let mut ended = replaced.record.clone();
-            ended.state = State::Undoing;
             ended.error = Some(format!("{} takes its place", described(command)));
             happenings.push(end(&mut ended));
             replaced.expect(&mut t);
@@ -354,25 +353,16 @@ fn described(command: &Command) -> String {
     }
 }
 
-/// Mark the end of an operation and say so.
+/// Mark the end of an operation and say so: it is done unless there is an error to tell.
 fn end(o: &mut Operation) -> Happening {
     o.ended = Some(unix_ms());
-    if o.state == State::Running {
-        o.state = State::Done;
-        happening(
-            o,
-            "operation-done",
-            format!("{} done", described(&o.command)),
-        )
-    } else {
-        o.state = State::Failed;
-        let why = o.error.as_deref().unwrap_or_default();
-        happening(
-            o,
-            "operation-failed",
-            format!("{} failed: {why}", described(&o.command)),
-        )
-    }
+    let (state, kind, how) = match &o.error {
+        None => (State::Done, "operation-done", "done".to_owned()),
+        Some(why) => (State::Failed, "operation-failed", format!("failed: {why}")),
+    };
+    o.state = state;
+    let text = format!("{} {how}", described(&o.command));
+    happening(o, kind, text)
 }
 
 fn happening(o: &Operation, kind: &'static str, text: String) -> Happening {

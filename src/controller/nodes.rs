@@ -103,6 +103,7 @@ pub fn call_for(
                 operation_id,
                 name: volume,
                 size_bytes: *size_bytes,
+                id: v.id.to_string(),
             }),
         },
         Effect::StartReplica { from, replica } => Call {

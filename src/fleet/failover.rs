@@ -32,13 +32,15 @@ pub struct Copy {
 /// A volume whose owner is to be replaced.
 pub(super) struct Failing {
     pub volume: Volume,
-    /// A cutover that cannot end any more.
+    /// A cutover or a growth that cannot end any more.
     pub instead_of: Option<OperationId>,
 }
 
-/// The volume, if nothing is being done to it but a cutover.
+/// The volume, if nothing is being done to it but what its owner would have to do.
 pub(super) fn failing(asked: &str, name: &VolumeName, view: &View<'_>) -> Result<Failing> {
-    let (Some(v), Some(Command::Cutover { to, .. })) = (view.volume, view.running) else {
+    let (Some(v), Some(running @ (Command::Cutover { .. } | Command::Resize { .. }))) =
+        (view.volume, view.running)
+    else {
         let volume = view.existing(asked, name)?;
         return Ok(Failing {
             volume,
@@ -46,8 +48,10 @@ pub(super) fn failing(asked: &str, name: &VolumeName, view: &View<'_>) -> Result
         });
     };
     let mut volume = v.clone();
-    // Once it owns the volume, what is left of the cutover is to have the others follow.
-    volume.offered_to = Some(to.clone()).filter(|to| *to != v.owner);
+    if let Command::Cutover { to, .. } = running {
+        // Once it owns the volume, what is left of the cutover is to have the others follow.
+        volume.offered_to = Some(to.clone()).filter(|to| *to != v.owner);
+    }
     Ok(Failing {
         instead_of: volume.operation.take(),
         volume,

@@ -280,7 +280,7 @@ pub fn plan(id: &OperationId, command: &Command, view: &View<'_>) -> Result<Plan
                 return Err(Error::new(
                     ErrorKind::Invalid,
                     format!(
-                        "{asked}: it has {} bytes and a volume can only grow",
+                        "{asked}: it has {} bytes, and a volume can only grow",
                         v.size_bytes
                     ),
                 ));
@@ -444,40 +444,50 @@ fn resize_steps(v: &Volume, size_bytes: u64) -> Vec<Step> {
     // Copies first: an owner that is larger than its standby could send what does not fit.
     let nodes = v.replicas.iter().map(|r| &r.node).chain([&v.owner]);
     nodes
-        .map(|node| Step {
-            name: format!("resize on {node}"),
-            effect: Effect::Resize {
-                node: node.clone(),
-                size_bytes,
-            },
-            change: if *node == v.owner {
+        .map(|node| {
+            let change = if *node == v.owner {
                 Change::Resized { size_bytes }
             } else {
                 Change::None
-            },
+            };
+            resize_on(node, size_bytes, change)
         })
         .collect()
 }
 
+fn resize_on(node: &NodeName, size_bytes: u64, change: Change) -> Step {
+    Step {
+        name: format!("resize on {node}"),
+        effect: Effect::Resize {
+            node: node.clone(),
+            size_bytes,
+        },
+        change,
+    }
+}
+
 fn add_steps(v: &Volume, replica: Replica) -> Vec<Step> {
     let node = replica.node.clone();
-    vec![
-        Step {
-            name: format!("make standby on {node}"),
-            effect: Effect::CreateStandby { node: node.clone() },
-            change: Change::AddReplica {
-                replica: replica.clone(),
-            },
+    let mut steps = vec![Step {
+        name: format!("make standby on {node}"),
+        effect: Effect::CreateStandby { node: node.clone() },
+        change: Change::AddReplica {
+            replica: replica.clone(),
         },
-        Step {
-            name: format!("replicate from {} to {node}", v.owner),
-            effect: Effect::StartReplica {
-                from: v.owner.clone(),
-                replica,
-            },
-            change: Change::None,
+    }];
+    if v.is_left_on(&node) {
+        // The volume may have grown since.
+        steps.push(resize_on(&node, v.size_bytes, Change::None));
+    }
+    steps.push(Step {
+        name: format!("replicate from {} to {node}", v.owner),
+        effect: Effect::StartReplica {
+            from: v.owner.clone(),
+            replica,
         },
-    ]
+        change: Change::None,
+    });
+    steps
 }
 
 fn remove_steps(node: &NodeName) -> Vec<Step> {

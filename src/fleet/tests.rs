@@ -475,6 +475,40 @@ fn after_an_unfinished_cutover_only_its_target_takes_over() {
     assert_eq!(e.kind(), ErrorKind::Busy);
 }
 
+/// The owner died when it was to grow, the last of all: nothing of that can end, and its replica can be larger.
+#[test]
+fn an_owner_that_died_while_it_was_to_grow_is_replaced() {
+    let mut v = volume(&["n3"]);
+    v.operation = Some("growing".parse().unwrap());
+    let resize = Command::Resize {
+        volume: v.name.clone(),
+        size_bytes: 2 * v.size_bytes,
+    };
+    let copies = [("n3", Some(9))];
+    let plan = failing(&failover(None, true), &v, Some(&resize), &copies).unwrap();
+    assert_eq!(plan.instead_of, Some("growing".parse().unwrap()));
+    assert_eq!(plan.volume.offered_to, None);
+}
+
+/// The volume grew after it had moved: what its former owner has is of the former size.
+#[test]
+fn a_copy_that_was_left_behind_grows_before_it_is_sent_anything() {
+    let mut v = volume(&[]);
+    v.forwarding_from = Some("n2".parse().unwrap());
+    let add = add("n2", Consistency::Eventual);
+    let plan = planned(&add, Some(&v)).unwrap();
+    assert_eq!(
+        names(&plan.steps),
+        [
+            "make standby on n2",
+            "resize on n2",
+            "replicate from n1 to n2"
+        ]
+    );
+    v.forwarding_from = None;
+    assert_eq!(planned(&add, Some(&v)).unwrap().steps.len(), 2);
+}
+
 /// A cutover had made n1 the owner, and only the step in which n3 was to follow was left, when n1 died. The
 /// cutover's target was taken for the only heir, and nobody could take the volume over.
 #[test]

@@ -21,7 +21,7 @@ mod session;
 use crate::link::{self, Incoming, Link};
 use crate::record::{Record, State, Store};
 use crate::seam::Target;
-use crate::staging::Lane;
+use crate::staging::{Lane, lane_bytes, lane_room};
 use block::{Disk, Epoch, Error, ErrorKind, Generation, Result, Transport, VolumeId};
 use futures_util::future::{Either, select};
 use std::cell::Cell;
@@ -77,7 +77,11 @@ impl<D: Disk, G: Target> Receiver<D, G> {
             target,
             poisoned: Cell::new(false),
         };
-        receiver.recover().await?;
+        let before = receiver.store.size_before();
+        // The volume has grown since: the epoch lies where the lanes of the smaller file were.
+        let room = (before < size).then(|| lane_bytes(before));
+        let room = room.unwrap_or_else(|| lane_room(&receiver.staging));
+        receiver.redo(room).await?;
         receiver.warn_volume().await?;
         Ok(receiver)
     }
@@ -109,10 +113,15 @@ impl<D: Disk, G: Target> Receiver<D, G> {
     }
 
     async fn recover(&self) -> Result<()> {
+        self.redo(lane_room(&self.staging)).await
+    }
+
+    /// Finish an epoch that is committed and lies in a lane with so much room.
+    async fn redo(&self, room: u64) -> Result<()> {
         let State::Committed { next, end } = self.store.get().state else {
             return Ok(());
         };
-        let lane = Lane::new(&self.staging, self.volume, next, end);
+        let lane = self.lane(next, end, room);
         match self.apply(&lane, next).await {
             // The copy is now neither one epoch nor the other; comparing repairs it.
             Err(e) if e.kind() == ErrorKind::Corrupt => {
@@ -121,6 +130,10 @@ impl<D: Disk, G: Target> Receiver<D, G> {
             }
             result => result,
         }
+    }
+
+    fn lane(&self, epoch: Epoch, end: u64, room: u64) -> Lane<'_, D> {
+        Lane::new(&self.staging, self.volume, epoch, end, room)
     }
 
     /// Put a committed log onto the image and record that the copy is at `next`.
@@ -195,7 +208,7 @@ impl<D: Disk, G: Target> Receiver<D, G> {
             if owned.is_none() {
                 self.follow(generation).await?;
             }
-            let mut session = session::Serving::new(self, &link, generation, owned);
+            let mut session = session::Serving::new(self, &link, generation, hello.size, owned);
             let result = {
                 let frames = pin!(session.run(&mut decoder, version));
                 let writer = pin!(link.write_loop());
@@ -255,11 +268,13 @@ impl<D: Disk, G: Target> Receiver<D, G> {
     }
 
     fn check(&self, hello: &wire::Hello) -> Result<u8> {
-        if hello.volume != self.volume || hello.size != self.size {
+        // A copy grows before its source does.
+        if hello.volume != self.volume || hello.size > self.size {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 format!(
-                    "this replica is of volume {} with {} bytes, the source offers {} with {}",
+                    "this replica is of volume {} with {} bytes, the source offers {} with {} (if it has grown, \
+                     repeat `forerun volume resize`)",
                     self.volume, self.size, hello.volume, hello.size
                 ),
             ));

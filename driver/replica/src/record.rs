@@ -116,14 +116,18 @@ pub(crate) struct Store<D> {
     disk: D,
     volume: VolumeId,
     size: u64,
+    /// The size of which the record was, if the volume has grown since.
+    before: u64,
     sequence: Cell<u64>,
     record: Cell<Record>,
 }
 
 impl<D: Disk> Store<D> {
-    /// Read the record of `volume`'s copy; a disk without one gives [`State::Empty`].
+    /// Read the record of `volume`'s copy; a disk without one gives [`State::Empty`]. It may be from before
+    /// the volume grew.
     pub(crate) async fn open(disk: D, volume: VolumeId, size: u64) -> Result<Store<D>> {
         let mut newest: Option<(u64, Record)> = None;
+        let mut before = size;
         let mut rotten = false;
         for slot in 0..2 {
             let (result, page) = disk
@@ -137,7 +141,7 @@ impl<D: Disk> Store<D> {
                 rotten |= !page.is_zero();
                 continue;
             }
-            if raw.volume != volume.0 || raw.size.get() != size {
+            if raw.volume != volume.0 || raw.size.get() > size {
                 return Err(Error::new(
                     ErrorKind::Invalid,
                     format!(
@@ -153,6 +157,7 @@ impl<D: Disk> Store<D> {
                 && newest.is_none_or(|(s, _)| sequence > s)
             {
                 newest = Some((sequence, record));
+                before = raw.size.get();
             }
         }
         let (sequence, mut record) = newest.unwrap_or((0, EMPTY));
@@ -164,6 +169,7 @@ impl<D: Disk> Store<D> {
             disk,
             volume,
             size,
+            before,
             sequence: Cell::new(sequence),
             record: Cell::new(record),
         })
@@ -171,6 +177,11 @@ impl<D: Disk> Store<D> {
 
     pub(crate) fn get(&self) -> Record {
         self.record.get()
+    }
+
+    /// Bytes of the volume when the record was written that was found.
+    pub(crate) fn size_before(&self) -> u64 {
+        self.before
     }
 
     /// Make `record` durable. If that fails the record on disk may be either one, so the caller must

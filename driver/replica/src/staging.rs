@@ -36,7 +36,17 @@ const APPLY_DEPTH: usize = 32;
 /// dirtied everything. The file is sparse and emptied after each epoch.
 #[must_use]
 pub fn staging_bytes(size: u64) -> u64 {
-    2 * (size + size / 16 + (64 << 20)).next_multiple_of(PAGE)
+    2 * lane_bytes(size)
+}
+
+/// Room for an epoch of a volume of `size` bytes.
+pub(crate) fn lane_bytes(size: u64) -> u64 {
+    (size + size / 16 + (64 << 20)).next_multiple_of(PAGE)
+}
+
+/// Room for an epoch in a staging file as it is.
+pub(crate) fn lane_room<D: Disk>(staging: &D) -> u64 {
+    staging.size() / 2 / PAGE * PAGE
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -85,9 +95,15 @@ pub(crate) struct Lane<'a, D> {
 }
 
 impl<'a, D: Disk> Lane<'a, D> {
-    /// The lane of `epoch`, with the first `end` bytes of it written already.
-    pub(crate) fn new(disk: &'a D, volume: VolumeId, epoch: Epoch, end: u64) -> Lane<'a, D> {
-        let room = disk.size() / 2 / PAGE * PAGE;
+    /// The lane of `epoch` in a file whose lanes have `room` bytes each, with the first `end` bytes of it
+    /// written already.
+    pub(crate) fn new(
+        disk: &'a D,
+        volume: VolumeId,
+        epoch: Epoch,
+        end: u64,
+        room: u64,
+    ) -> Lane<'a, D> {
         Lane {
             disk,
             volume,

@@ -20,6 +20,17 @@ impl ImageFile {
             .map_err(|e| Error::io(format!("sync image {}", self.path.display()), e))
     }
 
+    /// Bytes of the block device that this is, as of now; `None` if it is a file.
+    pub fn device_size(&self) -> Result<Option<u64>> {
+        if !self.device {
+            return Ok(None);
+        }
+        let shown = self.path.display();
+        let size = crate::open::device_size(&self.duplicate()?);
+        let size = size.map_err(|e| Error::io(format!("size of device {shown}"), e))?;
+        Ok(Some(size))
+    }
+
     /// Whether the image's path leads to another file by now, or to none. What is served then is a file
     /// without a name, which is gone when it is closed.
     #[must_use]

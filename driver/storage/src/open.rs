@@ -277,7 +277,7 @@ fn lock(file: &File, path: &Path, read_only: bool) -> Result<()> {
     }
 }
 
-fn device_size(file: &File) -> io::Result<u64> {
+pub(crate) fn device_size(file: &File) -> io::Result<u64> {
     use std::io::{Seek, SeekFrom};
     let mut file: &File = file;
     file.seek(SeekFrom::End(0))

@@ -134,6 +134,30 @@ impl Volume {
     /// it has one; `config.size` is the size of the image as found. Requests are held until
     /// [`Action::Opened`].
     pub fn open(config: Config, expect: Option<VolumeId>, meta: &[u8]) -> Result<Volume> {
+        let size = config.size;
+        Self::open_from(config, expect, meta, size)
+    }
+
+    /// As [`Volume::open`], once the image of a volume that was closed in order has grown from `before` to
+    /// `config.size` bytes, and its metadata file with it. What lies beyond its former end may differ from
+    /// the replicas': it is suspect. Until [`Action::Opened`] a crash may leave either size on record, so
+    /// until then it is opened in this way again.
+    pub fn open_grown(
+        config: Config,
+        expect: Option<VolumeId>,
+        meta: &[u8],
+        before: u64,
+    ) -> Result<Volume> {
+        let before = before.min(config.size);
+        Self::open_from(config, expect, meta, before)
+    }
+
+    fn open_from(
+        config: Config,
+        expect: Option<VolumeId>,
+        meta: &[u8],
+        before: u64,
+    ) -> Result<Volume> {
         let found = superblock::find(meta)?;
         let sb = &found.superblock;
         let name = &sb.identity.name;
@@ -149,7 +173,7 @@ impl Volume {
                 ),
             ));
         }
-        if config.size != sb.size {
+        if sb.size != config.size && sb.size != before {
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 format!(
@@ -164,6 +188,13 @@ impl Volume {
         let mut intents = Intents::new(areas);
         let store = Store::open(&found, meta, &mut intents, areas);
         let mut superblock = found.superblock;
+        if before < config.size {
+            for area in before / AREA_BYTES..areas {
+                assert!(intents.set(Area(area)), "an area of the volume");
+            }
+            superblock.size = config.size;
+            superblock.mark = superblock.mark.in_use();
+        }
         let mut epochs = Epochs::new(config.size, superblock.ceiling.next());
         epochs.recover(superblock.cursors.clone(), intents.wanted().iter());
         superblock.clean = false;

@@ -1,8 +1,10 @@
 //! A volume's directory: `image` (a file, or a link to an adopted one) and `meta`.
 //!
 //! A volume is made under a name that no volume can have, and renamed when it is whole; it is renamed
-//! away before it is deleted. What a crash leaves under such names is swept at the start.
+//! away before it is deleted. What a crash leaves under such names is swept at the start. `growth` is there
+//! while a volume grows: see [`super::growth`].
 
+use super::growth::Growth;
 use crate::datadir::DataDir;
 use crate::engine::{VOLUME_REQUESTS_MAX, VolumeSpec};
 use crate::service::NewVolume;
@@ -119,14 +121,21 @@ pub(super) fn publish(data: &DataDir, name: &VolumeName) -> Result<()> {
     sync_dir(&data.path().join("volumes"))
 }
 
-/// Open the files of a volume. An image that is not the one on record is refused, unless it is to be
-/// adopted.
+/// Open the files of a volume, and go on with its growth if it is growing. An image that is not the one on
+/// record is refused, unless it is to be adopted.
 pub(super) fn open(data: &DataDir, name: &VolumeName, adopt_image: bool) -> Result<VolumeSpec> {
     let dir = data.volume(name);
+    let growth = Growth::under_way(&dir)?;
+    if let Some(growth) = &growth {
+        growth.extend(&dir)?;
+    }
     let image = ImageFile::open(&dir.join("image"), &OpenOptions::default())
         .map_err(|e| e.within(format!("open volume {name}")))?;
     let (meta, fd) = open_meta(&dir, image.size)?;
-    let mut volume = Volume::open(config(&image), None, &meta.read()?)?;
+    let mut volume = match &growth {
+        Some(growth) => Volume::open_grown(config(&image), None, &meta.read()?, growth.from)?,
+        None => Volume::open(config(&image), None, &meta.read()?)?,
+    };
     if let Some(its) = volume.identity().map(|i| &i.name)
         && its != name
     {
@@ -208,7 +217,7 @@ fn config(image: &ImageFile) -> Config {
     }
 }
 
-fn open_meta(dir: &Path, size: u64) -> Result<(MetaFile, std::os::fd::OwnedFd)> {
+pub(super) fn open_meta(dir: &Path, size: u64) -> Result<(MetaFile, std::os::fd::OwnedFd)> {
     let slots = meta_bytes(size) / SLOT_BYTES as u64;
     MetaFile::open(
         &dir.join("meta"),

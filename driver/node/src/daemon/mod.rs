@@ -15,6 +15,7 @@
 
 mod directory;
 mod front;
+mod growth;
 mod host;
 mod peers;
 mod replicas;

@@ -4,6 +4,7 @@ mod ops;
 
 use super::directory;
 use super::front::Reach;
+use super::growth::Growth;
 use super::host::Host;
 use super::peers::{HandoverRecord, PeersFile, ReplicaRecord};
 use super::replicas::{Kept, Source};
@@ -159,9 +160,39 @@ impl Volumes {
         let spec = directory::open(&self.data, name, adopt_image)?;
         let hosted = self.host_volume(name, spec).await?;
         hosted.handle.opened().await?;
+        // The record says the new size: should it have grown, that is over.
+        Growth::end(&self.dir(name))?;
         self.receive(name, &hosted).await?;
         self.resume(name, &hosted).await?;
         Ok(hosted)
+    }
+
+    /// Close a volume and open it as its files are now. Its guests' connections end.
+    pub(super) async fn reopen(&self, name: &VolumeName, hosted: Hosted) -> Result<()> {
+        self.write().remove(name);
+        self.close_one(hosted).await?;
+        let slot = match self.open_one(name, false).await {
+            Ok(hosted) => Slot::Open(hosted),
+            Err(e) => {
+                self.write()
+                    .insert(name.clone(), Slot::Broken(e.to_string()));
+                return Err(e);
+            }
+        };
+        self.write().insert(name.clone(), slot);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Finish a volume's requests and sync it.
+    pub(super) async fn close_one(&self, hosted: Hosted) -> Result<()> {
+        let tasks = std::mem::take(&mut *hosted.replicas());
+        for task in tasks.into_values() {
+            task.stop().await?;
+        }
+        self.receiving.remove(hosted.id).await?;
+        hosted.handle.remove().await?;
+        hosted.image.settle()
     }
 
     async fn host_volume(&self, name: &VolumeName, spec: VolumeSpec) -> Result<Hosted> {
@@ -495,6 +526,16 @@ async fn report_replicas(hosted: &Hosted) -> Vec<ReplicaReport> {
 impl Hosted {
     fn is_offered(&self) -> bool {
         self.offered.load(Ordering::Acquire)
+    }
+
+    /// Bytes of the volume.
+    pub(super) fn size(&self) -> u64 {
+        self.export.size
+    }
+
+    /// Bytes of the block device that is its image, as of now; `None` if it is a file.
+    pub(super) fn device_size(&self) -> Result<Option<u64>> {
+        self.image.device_size()
     }
 
     /// It is a standby now: offer it to nobody and send to nobody.

@@ -173,11 +173,14 @@ impl Source for ShardSource {
     }
 
     async fn replaced(&self, by: Generation) -> Result<()> {
-        tracing::error!(
-            "{}: its node has seen generation {by}, so this node is a former owner: it acknowledges \
-             nothing any more",
-            self.name
-        );
+        // A source that gave the volume away itself, and makes sure that it arrived, knows it.
+        if self.handle.call(|v, _| v.role().is_owner()).await? {
+            tracing::error!(
+                "{}: its node has seen generation {by}, so this node is a former owner: it acknowledges \
+                 nothing any more",
+                self.name
+            );
+        }
         self.handle
             .control(move |v, now| v.observe(now, by))
             .await?;

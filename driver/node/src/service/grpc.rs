@@ -157,7 +157,8 @@ impl<O: NodeOps> Node for Service<O> {
     ) -> Result<Response<VolumeReport>, Status> {
         let r = r.into_inner();
         let name = r.name.parse().map_err(|e| to_status(&e))?;
-        answer(self.ops.resize(name, r.size_bytes).await)
+        let id = r.id.parse().map_err(|e| to_status(&e))?;
+        answer(self.ops.resize(name, id, r.size_bytes).await)
     }
 
     async fn start_replica(

@@ -105,10 +105,12 @@ pub trait NodeOps: Send + Sync + 'static {
     /// Delete a volume with this identity; an adopted image stays. False if there is none.
     fn delete(&self, name: VolumeName, id: VolumeId) -> impl Future<Output = Result<bool>> + Send;
 
-    /// Grow a volume.
+    /// Grow a volume with this identity; one that has as many bytes, or more, stays as it is. Its guests'
+    /// connections end, and those that come have the new size.
     fn resize(
         &self,
         name: VolumeName,
+        id: VolumeId,
         size_bytes: u64,
     ) -> impl Future<Output = Result<VolumeReport>> + Send;
 

@@ -56,7 +56,7 @@ impl NodeOps for Scribe {
     async fn delete(&self, _: VolumeName, _: VolumeId) -> Result<bool> {
         Ok(false)
     }
-    async fn resize(&self, name: VolumeName, _: u64) -> Result<VolumeReport> {
+    async fn resize(&self, name: VolumeName, _: VolumeId, _: u64) -> Result<VolumeReport> {
         Err(Error::new(
             ErrorKind::NoSpace,
             format!("resize {name}: the disk is full"),

@@ -4,7 +4,7 @@ use super::Receiver;
 use crate::link::Link;
 use crate::record::{Record, State};
 use crate::seam::Target;
-use crate::staging::{Lane, apply_spans};
+use crate::staging::{Lane, apply_spans, lane_room};
 use block::{
     AlignedBuf, Disk, Epoch, Error, ErrorKind, Generation, Result, SECTOR_BYTES, Span, Transport,
 };
@@ -34,6 +34,8 @@ pub(super) struct Serving<'a, D, G, T> {
     receiver: &'a Receiver<D, G>,
     link: &'a Link<T>,
     generation: Generation,
+    /// Bytes of the volume at its source, which may be about to grow to what the copy has.
+    size: u64,
     owned: Option<Generation>,
     work: FuturesUnordered<LocalBoxFuture<'a, Result<()>>>,
     /// Answers are sent here and not from the work itself, so that work never waits for a peer.
@@ -67,12 +69,14 @@ impl<'a, D: Disk, G: Target, T: Transport> Serving<'a, D, G, T> {
         receiver: &'a Receiver<D, G>,
         link: &'a Link<T>,
         generation: Generation,
+        size: u64,
         owned: Option<Generation>,
     ) -> Serving<'a, D, G, T> {
         Serving {
             receiver,
             link,
             generation,
+            size,
             owned,
             work: FuturesUnordered::new(),
             seeding: false,
@@ -255,10 +259,10 @@ impl<'a, D: Disk, G: Target, T: Transport> Serving<'a, D, G, T> {
 
     /// Make everything before durable, and say so, while what comes after goes on.
     async fn seed_watermark(&mut self, seed: Epoch, offset: u64) -> Result<()> {
-        if !self.seeding || offset > self.receiver.size {
+        if !self.seeding || offset > self.size {
             return Err(unexpected("a watermark"));
         }
-        self.seeding = offset < self.receiver.size;
+        self.seeding = offset < self.size;
         if self.marking.get() {
             // The disk is behind: not more than this much is to be unsynced.
             self.drain(0).await?;
@@ -288,7 +292,7 @@ impl<'a, D: Disk, G: Target, T: Transport> Serving<'a, D, G, T> {
         let receiver = self.receiver;
         let record = receiver.store.get();
         let direct = match record.state {
-            State::Seeding { watermark, .. } if watermark == receiver.size => true,
+            State::Seeding { watermark, .. } if watermark == self.size => true,
             State::Consistent if base <= record.epoch && epoch > record.epoch => false,
             _ => {
                 return Err(Error::new(
@@ -307,7 +311,7 @@ impl<'a, D: Disk, G: Target, T: Transport> Serving<'a, D, G, T> {
 
     fn open(&self, epoch: Epoch, direct: bool) -> Open<'a, D> {
         let receiver = self.receiver;
-        let lane = || Rc::new(Lane::new(&receiver.staging, receiver.volume, epoch, 0));
+        let lane = || Rc::new(receiver.lane(epoch, 0, lane_room(&receiver.staging)));
         Open {
             epoch,
             lane: (!direct).then(lane),
@@ -325,7 +329,7 @@ impl<'a, D: Disk, G: Target, T: Transport> Serving<'a, D, G, T> {
         spans: Spans<'_>,
         content: Option<(Encoding, &[u8])>,
     ) -> Result<()> {
-        check_spans(spans, self.receiver.size)?;
+        check_spans(spans, self.size)?;
         let lane = match &mut self.increment {
             Some(open) if open.epoch == epoch => {
                 open.count(crc, spans.bytes());
@@ -392,8 +396,9 @@ impl<'a, D: Disk, G: Target, T: Transport> Serving<'a, D, G, T> {
         unit: u32,
         digests: &[wire::Digest],
     ) -> Result<()> {
-        let size = self.receiver.size;
-        if !span.fits(size) || !span.is_aligned(SECTOR_BYTES) || span.len > wire::MAX_CONTENT as u64
+        if !span.fits(self.size)
+            || !span.is_aligned(SECTOR_BYTES)
+            || span.len > wire::MAX_CONTENT as u64
         {
             return Err(unexpected("a comparison of that range"));
         }
@@ -482,7 +487,7 @@ impl<'a, D: Disk, G: Target, T: Transport> Serving<'a, D, G, T> {
         span: Span,
         content: Option<&[u8]>,
     ) -> Result<()> {
-        if !span.fits(self.receiver.size) || !span.is_aligned(SECTOR_BYTES) {
+        if !span.fits(self.size) || !span.is_aligned(SECTOR_BYTES) {
             return Err(unexpected("a mirrored write of that range"));
         }
         let lane = self.mirror_lane(epoch, crc, span.len)?;

@@ -51,6 +51,24 @@ impl MemDisk {
         }))
     }
 
+    /// The same disk with more room, which is zeroes.
+    pub fn grown(&self, size: u64) -> MemDisk {
+        let more = MemDisk::new(size, &self.0.dice, &self.0.power);
+        for (from, to) in [
+            (&self.0.now, &more.0.now),
+            (&self.0.durable, &more.0.durable),
+        ] {
+            let (from, mut to) = (from.borrow(), to.borrow_mut());
+            // Most of it is zeroes that nobody has touched, and need not be.
+            for (from, to) in from.chunks(PAGE).zip(to.chunks_mut(PAGE)) {
+                if from.iter().any(|b| *b != 0) {
+                    to[..from.len()].copy_from_slice(from);
+                }
+            }
+        }
+        more
+    }
+
     pub fn content(&self) -> Vec<u8> {
         self.0.now.borrow().clone()
     }
@@ -94,9 +112,10 @@ impl MemDisk {
             let range = page * PAGE..((page + 1) * PAGE).min(now.len());
             if self.0.dice.roll(2) == 0 {
                 durable[range.clone()].copy_from_slice(&now[range]);
+            } else {
+                now[range.clone()].copy_from_slice(&durable[range]);
             }
         }
-        now.copy_from_slice(&durable);
     }
 
     fn spend(&self) -> Result<()> {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test program
 
 mod depose;
+mod growth;
 
 use block::{Block, Epoch, ErrorKind, Generation, ImageMark, Nanos, Span, VolumeId};
 use std::time::Instant;

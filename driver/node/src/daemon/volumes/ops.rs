@@ -75,12 +75,7 @@ impl NodeOps for Volumes {
         match self.slot(&name) {
             Some(Slot::Open(h)) if h.id == id => {
                 self.write().remove(&name);
-                let tasks = std::mem::take(&mut *h.replicas());
-                for task in tasks.into_values() {
-                    task.stop().await?;
-                }
-                self.receiving.remove(id).await?;
-                h.handle.remove().await?;
+                self.close_one(h).await?;
                 directory::delete(&self.data, &name)?;
                 Ok(true)
             }
@@ -97,13 +92,13 @@ impl NodeOps for Volumes {
         }
     }
 
-    async fn resize(&self, name: VolumeName, size_bytes: u64) -> Result<VolumeReport> {
-        Err(Error::new(
-            ErrorKind::Unsupported,
-            format!(
-                "resize {name} to {size_bytes} bytes: this version of the node cannot resize yet"
-            ),
-        ))
+    async fn resize(
+        &self,
+        name: VolumeName,
+        id: VolumeId,
+        size_bytes: u64,
+    ) -> Result<VolumeReport> {
+        self.grow(name, id, size_bytes).await
     }
 
     async fn start_replica(&self, new: NewReplica) -> Result<()> {
