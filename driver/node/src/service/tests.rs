@@ -163,6 +163,7 @@ async fn a_refusal_keeps_its_kind_and_its_words() {
     let mut client = node(Arc::default()).await;
     let request = v1::ResizeVolumeRequest {
         name: "v".into(),
+        id: VolumeId([1; 16]).to_string(),
         size_bytes: 1,
         ..Default::default()
     };
