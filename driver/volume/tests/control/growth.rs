@@ -37,9 +37,16 @@ fn assert_suspect(vol: &Volume, what: &str) {
     assert_eq!(old, 0, "{what}: areas that were clean are compared");
 }
 
-/// Drive the opening until `steps` syncs have ended; the answer is what is durable, and the pages that
-/// may or may not be.
-fn opened_until(meta: &[u8], steps: usize) -> (Vec<u8>, Vec<(u32, Vec<u8>)>, bool) {
+/// An opening that was broken off.
+struct Opening {
+    durable: Vec<u8>,
+    /// Pages that may or may not be on the disk, by slot.
+    unsynced: Vec<(u32, Vec<u8>)>,
+    opened: bool,
+}
+
+/// Drive the opening until `steps` syncs have ended.
+fn opened_until(meta: &[u8], steps: usize) -> Opening {
     let (mut durable, mut unsynced) = (meta.to_vec(), Vec::new());
     let (mut vol, mut opened) = (grown(meta), false);
     let mut left = steps;
@@ -58,14 +65,22 @@ fn opened_until(meta: &[u8], steps: usize) -> (Vec<u8>, Vec<(u32, Vec<u8>)>, boo
             _ => {}
         }
     }
-    (durable, unsynced, opened)
+    Opening {
+        durable,
+        unsynced,
+        opened,
+    }
 }
 
 #[test]
 fn a_growth_goes_on_after_a_power_cut_anywhere() {
     let before = closed();
     for steps in 0..8 {
-        let (durable, unsynced, opened) = opened_until(&before, steps);
+        let Opening {
+            durable,
+            unsynced,
+            opened,
+        } = opened_until(&before, steps);
         assert!(unsynced.len() <= 4, "{} pages", unsynced.len());
         for kept in 0..1 << unsynced.len() {
             let mut meta = durable.clone();
@@ -82,7 +97,7 @@ fn a_growth_goes_on_after_a_power_cut_anywhere() {
             }
         }
     }
-    assert!(opened_until(&before, 8).2, "it never opens");
+    assert!(opened_until(&before, 8).opened, "it never opens");
 }
 
 #[test]
