@@ -79,7 +79,8 @@ pub struct VolumeReport {
     pub uris: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, tag = "10")]
     pub trouble: ::prost::alloc::string::String,
-    /// Of a standby: what its copy is. `epoch` is that of a consistent one.
+    /// Of a standby: what its copy is. `epoch` is that of a consistent one, `generation` that of the
+    /// owner which made it.
     #[prost(enumeration = "ReplicaState", tag = "11")]
     pub copy: i32,
 }

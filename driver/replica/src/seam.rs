@@ -106,8 +106,8 @@ pub trait Source {
     /// Begin to track for a replica that will be copied from now on. The answer names the seeding:
     /// the epoch that [`Source::cursor`] then gives until the first commit.
     async fn begin_seed(&self) -> Result<Epoch>;
-    /// The replica has exactly this epoch of the volume's history: track for it from there. False if
-    /// what was written since is not known.
+    /// The replica has exactly this epoch of the volume's history: track for it from there, unless it is
+    /// tracked already. False if what was written since is not known.
     async fn resume_at(&self, epoch: Epoch) -> Result<bool>;
     /// The seeding is durable at the replica: what it lacks is what was written since it began.
     async fn seeded(&self) -> Result<()>;

@@ -12,7 +12,7 @@
 
 use crate::dice::Dice;
 use crate::hits::Hit;
-use crate::node::{Cluster, Life};
+use crate::node::{Cluster, Life, Node};
 use block::{ErrorKind, Generation};
 use replica::State;
 use std::rc::Rc;
@@ -40,9 +40,10 @@ impl Cluster {
         self.doing(i, i, format_args!("owns in generation {generation}"));
     }
 
-    /// Whether a cutover has not ended.
-    pub(crate) fn is_offered(&self) -> bool {
-        self.0.offered.get().is_some()
+    /// Whether a cutover was asked for and has not ended.
+    pub(crate) fn is_handing_over(&self) -> bool {
+        let asked = |n: &Node| n.handover.get().is_some();
+        self.0.offered.get().is_some() || self.0.nodes.iter().any(asked)
     }
 
     pub(crate) fn hears(&self, life: &Life, j: usize) {

@@ -25,7 +25,7 @@ use std::time::Duration;
 /// Virtual time in which a cluster without faults must come to rest.
 const REST: Duration = Duration::from_secs(120);
 /// Virtual time that a cutover is given before its guests stop.
-const CUTOVER: Duration = Duration::from_secs(1);
+const CUTOVER: Duration = Duration::from_millis(600);
 /// More than a volume waits between two clearings of intents.
 const LEAP: Duration = Duration::from_secs(11);
 
@@ -560,11 +560,19 @@ impl Fate<'_> {
         }
     }
 
-    /// A cutover that has begun goes on under its guests' load for a while: one on a slow link needs the
-    /// mirror, and has hardly begun when fate relents.
+    /// A cutover goes on under its guests' load for a while: on a slow link it needs the mirror, and is
+    /// hardly ever left alone for long enough before fate relents.
     async fn let_hand_over(&self) {
+        let dice = self.world.dice();
+        let (holder, n) = (self.cluster.holder(), self.cluster.nodes().len());
+        if self.swarm.has(Fault::Handover) {
+            self.cluster.ask(Handover {
+                to: (holder + 1 + dice.below(n as u64 - 1) as usize) % n,
+                budget: Duration::from_micros(*dice.pick(&[2000, 20_000])),
+            });
+        }
         let until = self.world.now() + CUTOVER;
-        while self.cluster.is_offered() && self.world.now() < until {
+        while self.cluster.is_handing_over() && self.world.now() < until {
             self.world.sleep(Duration::from_millis(5)).await;
             self.revive_broken();
         }

@@ -288,6 +288,7 @@ impl Volume {
         };
         self.notice_drained();
         if stepped_down {
+            self.answer_controls();
             self.release(now);
         }
         completion

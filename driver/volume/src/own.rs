@@ -53,6 +53,8 @@ pub(crate) struct Meta {
 struct Waiting {
     version: u64,
     round: u64,
+    /// And when no request is beyond the gate.
+    quiet: bool,
     control: Control,
 }
 
@@ -304,7 +306,8 @@ impl Volume {
     }
 
     /// A peer speaks with this generation. Durable before it is answered; an owner of a lower one
-    /// has been replaced: it steps down at once, and whoever drives it closes its connections.
+    /// has been replaced: it steps down at once, and whoever drives it closes its connections. It is
+    /// answered when what had passed the gate has ended, too: the peer is going to write the image.
     pub fn observe(&mut self, now: Nanos, generation: Generation) -> Result<Control> {
         self.must_answer()?;
         let meta = self.meta.as_mut().ok_or_else(no_meta)?;
@@ -312,14 +315,14 @@ impl Volume {
         if generation < seen {
             return Err(fenced("observe", generation, seen));
         }
-        if generation == seen {
-            return self.control_at_current();
+        if generation > seen {
+            meta.superblock.seen = generation;
+            if meta.superblock.role.is_owner() {
+                self.step_down(now);
+            }
+            self.changed();
         }
-        meta.superblock.seen = generation;
-        if meta.superblock.role.is_owner() {
-            self.step_down(now);
-        }
-        self.change()
+        self.control_when_quiet()
     }
 
     /// Another node took the volume over in `generation` without this node's consent: it was away.
@@ -516,12 +519,31 @@ impl Volume {
 
     /// The superblock changed: a control call to be answered when that is durable.
     pub(crate) fn change(&mut self) -> Result<Control> {
+        self.changed();
+        self.control_at_current()
+    }
+
+    fn changed(&mut self) {
         if let Some(meta) = &mut self.meta {
             meta.superblock.cursors.clone_from(&self.epochs.cursors);
             meta.superblock.clean = false;
             meta.store.change();
         }
-        self.control_at_current()
+    }
+
+    /// As [`Volume::control_at_current`], and unless this node is the owner, when none of its guests'
+    /// requests is beyond the gate any more.
+    fn control_when_quiet(&mut self) -> Result<Control> {
+        let control = self.new_control()?;
+        let meta = self.meta.as_mut().ok_or_else(no_meta)?;
+        meta.waiting.push(Waiting {
+            version: meta.store.version(),
+            round: 0,
+            quiet: !meta.superblock.role.is_owner(),
+            control,
+        });
+        self.answer_controls();
+        Ok(control)
     }
 
     /// Answer when everything changed so far is durable.
@@ -535,6 +557,7 @@ impl Volume {
             meta.waiting.push(Waiting {
                 version,
                 round: 0,
+                quiet: false,
                 control,
             });
         }
@@ -559,7 +582,9 @@ impl Volume {
     pub(crate) fn answer_controls(&mut self) {
         let Some(meta) = &mut self.meta else { return };
         let (durable, finished) = (meta.store.durable(), self.flush.finished());
-        let done = |w: &mut Waiting| w.version <= durable && w.round <= finished;
+        let quiet = self.admitted == 0;
+        let done =
+            |w: &mut Waiting| w.version <= durable && w.round <= finished && (quiet || !w.quiet);
         let done = meta.waiting.extract_if(.., done);
         self.actions
             .extend(done.map(|w| Action::ControlDone(w.control, Ok(()))));
@@ -657,6 +682,7 @@ impl Volume {
         meta.waiting.push(Waiting {
             version,
             round: 0,
+            quiet: false,
             control,
         });
     }

@@ -341,6 +341,10 @@ impl Volumes {
             return;
         };
         report.epoch = record.epoch.0;
+        if let State::Consistent | State::Committed { .. } = record.state {
+            // This node may have heard of a later owner, and not have anything of its yet.
+            report.generation = record.generation.0;
+        }
         report.set_copy(match record.state {
             State::Consistent | State::Committed { .. } | State::HandedOver { .. } => {
                 ReplicaState::Consistent

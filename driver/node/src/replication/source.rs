@@ -209,6 +209,8 @@ impl Source for ShardSource {
             .control(move |v, _| v.add_cursor(name, Start::At(epoch)));
         match begun.await {
             Ok(()) => self.refresh().await.map(|()| true),
+            // A call whose connection broke is given up here, and has its effect at the volume all the same.
+            Err(e) if e.kind() == ErrorKind::Exists => self.refresh().await.map(|()| true),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
             Err(e) => Err(e),
         }

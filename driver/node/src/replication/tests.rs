@@ -1,10 +1,11 @@
 //! Two engines in one process, replication between them over loopback, and a guest that writes.
 
+use super::source::{Redirect, ShardSource};
 use super::{News, Receiving, ReplicaHandle, ReplicaSpec, Sending, StandbySpec, Succession};
 use crate::engine::{Engine, VOLUME_REQUESTS_MAX, VolumeHandle, VolumeSpec};
 use block::{Epoch, Generation, NodeName, VolumeId};
 use replica::cutover::Plan;
-use replica::{Order, Seeding, State, Tuning};
+use replica::{Order, Seeding, Source, State, Tuning};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
@@ -266,5 +267,35 @@ fn a_source_that_restarts_after_relinquish_hands_the_volume_over() {
         pair.assert_moved().await;
         drop(replica);
         pair.stop().await;
+    });
+}
+
+/// The link was cut while the volume was told to track the copy that a former owner kept. The call was given
+/// up, the volume tracked it all the same, and every later attempt ended with "it is tracked already": the copy
+/// was not replicated to until the node was restarted.
+#[test]
+fn a_copy_that_was_begun_over_a_link_that_broke_goes_on_over_the_next() {
+    run(async {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::start(1, false).unwrap();
+        let owner = Role::Owner {
+            generation: Generation(1),
+            since: Epoch(0),
+        };
+        let (volume, _image) = volume(dir.path(), &engine, owner).await;
+        volume.opened().await.unwrap();
+        let redirect: Redirect = Arc::new(|_, _| oneshot::channel().1);
+        let name = "b".parse().unwrap();
+        let source = ShardSource::new(volume.clone(), name, redirect).await;
+        let source = source.unwrap();
+        let broken = tokio::time::timeout(Duration::ZERO, source.resume_at(Epoch(0)));
+        assert!(broken.await.is_err(), "it was given up");
+        while volume.call(|v, _| v.cursors().is_empty()).await.unwrap() {
+            tokio::task::yield_now().await;
+        }
+        assert!(source.resume_at(Epoch(0)).await.unwrap());
+        assert_eq!(source.cursor(), Some(Epoch(0)));
+        drop((source, volume));
+        engine.stop().unwrap();
     });
 }

@@ -107,3 +107,24 @@ fn an_image_that_was_exchanged_is_not_what_was_given_up() {
     a.run();
     assert_eq!(a.vol.gave_up(), None);
 }
+
+/// A disk was slow, a guest's writes were on their way to it or waited for their intents, and the owner heard
+/// that it had been replaced. The new owner was let in at once: it compared the copy, sent what differed, and the
+/// old writes landed over that. The copy said that it was consistent.
+#[test]
+fn a_new_owner_is_let_in_when_the_last_write_of_the_former_ownership_has_ended() {
+    let mut a = Node::new(1 << 30, owner());
+    let c = a.vol.add_cursor(replica("n2"), Start::Now).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    assert_eq!(a.write(0, 0), Admission::Held);
+    assert!(a.said(|x| matches!(x, Action::Issue(RequestId(0)))));
+    assert_eq!(a.write(1, 1 << 15), Admission::Held, "for its intent");
+    let c = a.vol.observe(NOW, Generation(5)).unwrap();
+    assert_eq!(a.ended(c), None);
+    assert!(a.said(|x| matches!(x, Action::Issue(RequestId(1)))));
+    let again = a.vol.observe(NOW, Generation(5)).unwrap();
+    assert_eq!(a.vol.complete(NOW, RequestId(1), Ok(())), Completion::Held);
+    assert_eq!((a.ended(c), a.ended(again)), (None, None));
+    assert_eq!(a.vol.complete(NOW, RequestId(0), Ok(())), Completion::Held);
+    assert_eq!((a.ended(c), a.ended(again)), (Some(Ok(())), Some(Ok(()))));
+}
