@@ -93,7 +93,7 @@ pub struct Input<'a> {
 }
 
 /// No copy is kept for an event farther away than this.
-const LOOK_AHEAD: Seconds = Seconds(86_400);
+const LOOK_AHEAD: Seconds = Seconds(7 * 86_400);
 
 /// Why something is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

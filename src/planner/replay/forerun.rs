@@ -102,7 +102,7 @@ impl<F: Forecaster> Forerun<F> {
             site: "home".into(),
             windows,
             capacity,
-            unannounced: self.unannounced.rate(),
+            unannounced: self.unannounced.rate() + self.foreseen[vm].unforeseen(),
             missed_share: Some(self.foreseen[vm].missed_share(self.policy.missed_share)),
             moving: vec![Ask {
                 volume: v.name.clone(),
@@ -152,14 +152,21 @@ impl Unannounced {
     }
 }
 
-/// How many of the overloads that began were announced by a forecast as early as a copy takes.
+/// How many of the overloads that began were announced by a forecast as early as a copy takes, and how
+/// often a VM left by load without that.
 #[derive(Default)]
 struct Foreseen {
     /// Whether a forecast announced one, in the latest cycles.
     said: VecDeque<bool>,
     foreseen: f64,
     missed: f64,
+    away: bool,
+    surprised: f64,
+    seconds: f64,
 }
+
+/// One is no rate: it counts as if as much had been seen before without any.
+const UNFORESEEN_EVERY: f64 = 7.0 * 86_400.0;
 
 /// How many overloads the policy's share counts for, as long as few have been seen.
 const PRIOR_OVERLOADS: f64 = 4.0;
@@ -175,6 +182,21 @@ impl Foreseen {
         }
         self.said.push_front(said);
         self.said.truncate(lead + 1);
+    }
+
+    /// Whether the VM is away now, after a cycle, and whether load may be why it left.
+    fn left(&mut self, away: bool, by_load: bool, cycle: Seconds) {
+        let said = self.said.back().copied().unwrap_or(false);
+        if away && !self.away && by_load && !said {
+            self.surprised += 1.0;
+        }
+        self.away = away;
+        self.seconds += cycle.0 as f64;
+    }
+
+    /// Times a second that it leaves by load that nothing announced.
+    fn unforeseen(&self) -> f64 {
+        self.surprised / (self.seconds + UNFORESEEN_EVERY)
     }
 
     fn missed_share(&self, before: f64) -> f64 {
@@ -210,21 +232,15 @@ fn recent(writes: &[f64], steps: usize) -> f64 {
     day.iter().sum::<f64>() / day.len().max(1) as f64
 }
 
-/// What an hour of the site's node costs more with this copy at rest than without it.
+/// What an hour of the site's node for copies costs more with this one than without it. Hosts that have
+/// room for it come and go, so they do not count.
 fn marginal(view: &View<'_>, site: usize, vm: usize) -> Money {
     let resting = |(vm, s): &&(usize, usize)| *s == site && view.away.get(vm) != Some(s);
     let mut vms: BTreeSet<usize> = view.copies.keys().filter(resting).map(|k| k.0).collect();
-    let hour = |v: &BTreeSet<usize>| {
-        if v.is_empty() {
-            0.0
-        } else {
-            view.world.standby_hour(site, v).0
-        }
-    };
     vms.insert(vm);
-    let with = hour(&vms);
+    let with = view.world.standby_hour(site, &vms);
     vms.remove(&vm);
-    Money(with - hour(&vms))
+    Money(with.0 - view.world.standby_hour(site, &vms).0)
 }
 
 /// A time at which a node's demand was above its capacity.
@@ -301,6 +317,8 @@ impl<F: Forecaster> Keeper for Forerun<F> {
                 });
                 let cycles = lead.0.div_ceil(cycle.0.max(1)) as usize;
                 self.foreseen[vm].observe(said, cycles, begins);
+                let open = !world.closed(node, view.step);
+                self.foreseen[vm].left(view.away.contains_key(&vm), open, cycle);
                 let load = if likely.contains(&vm) {
                     windows.clone()
                 } else {

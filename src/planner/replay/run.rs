@@ -331,14 +331,12 @@ impl Run<'_> {
                 .collect();
             let (running, resting): (BTreeSet<usize>, BTreeSet<usize>) =
                 here.iter().partition(|v| self.away.get(v) == Some(&site));
-            if !running.is_empty() {
+            if !here.is_empty() {
                 self.tally.node_hours += hours;
-                self.tally.cost_nodes += world.node_hour(site, &running).0 * hours;
+                self.tally.cost_nodes += world.site_hour(site, &running, &resting).0 * hours;
             }
-            if !resting.is_empty() {
-                self.tally.node_hours += hours;
+            if running.is_empty() && !resting.is_empty() {
                 self.tally.node_hours_wasted += hours;
-                self.tally.cost_nodes += world.standby_hour(site, &resting).0 * hours;
             }
             if let Ok(prices) = world.prices.site(&world.sites[site].name) {
                 let disks = here.iter().map(|v| world.vms[*v].disk).sum();

@@ -113,73 +113,61 @@ impl World {
     }
 
     /// The price of an hour of hosts for these VMs at a site: one that bears them all, or several of
-    /// one shape, filled one after the other with the largest VMs first, whichever is cheapest.
+    /// one shape, filled one after the other with the largest first, whichever is cheapest.
     #[must_use]
     pub fn node_hour(&self, site: usize, vms: &BTreeSet<usize>) -> Money {
-        let Ok(prices) = self.prices.site(&self.sites[site].name) else {
-            return Money(0.0);
-        };
-        let one = recommend(&self.need(vms), prices, 1.0).map(|r| r.shape.hour);
-        let several = (prices.shapes.iter()).filter_map(|shape| self.hosts(vms, shape, prices));
-        let price = several.chain(one).min_by(f64::total_cmp);
-        Money(price.unwrap_or_else(|| self.largest(vms, prices)))
-    }
-
-    /// The price of an hour of hosts of one shape; the last host may be smaller. None if a VM is too
-    /// large for it.
-    fn hosts(&self, vms: &BTreeSet<usize>, shape: &Shape, prices: &SitePrices) -> Option<f64> {
-        let size = |v: &usize| {
-            let v = &self.vms[*v];
-            [v.cpus, v.memory_gib, v.disk.gib()]
-        };
-        let room = [shape.cpus, shape.memory_gib, shape.storage_gib];
-        let mut sorted: Vec<usize> = vms.iter().copied().collect();
-        sorted.sort_by(|a, b| size(b)[0].total_cmp(&size(a)[0]).then(a.cmp(b)));
-        let mut hosts: Vec<(BTreeSet<usize>, [f64; 3])> = Vec::new();
-        for vm in sorted {
-            let needs = size(&vm);
-            let fits = |used: &[f64; 3]| (0..3).all(|i| used[i] + needs[i] <= room[i]);
-            let host = match hosts.iter().position(|(_, used)| fits(used)) {
-                Some(i) => &mut hosts[i],
-                None if fits(&[0.0; 3]) => {
-                    hosts.push(Default::default());
-                    hosts.last_mut()?
-                }
-                None => return None,
-            };
-            host.0.insert(vm);
-            (0..3).for_each(|i| host.1[i] += needs[i]);
-        }
-        let (last, full) = hosts.split_last()?;
-        let last = recommend(&self.need(&last.0), prices, 1.0).map_or(shape.hour, |r| r.shape.hour);
-        Some(shape.hour * full.len() as f64 + last)
-    }
-
-    /// As many of the largest shape as their sum needs, for VMs that no shape bears.
-    fn largest(&self, vms: &BTreeSet<usize>, prices: &SitePrices) -> f64 {
-        let need = self.need(vms);
-        let Some(largest) = (prices.shapes.iter()).max_by(|a, b| a.cpus.total_cmp(&b.cpus)) else {
-            return 0.0;
-        };
-        let times = [
-            need.cpus.quantile(1.0) / largest.cpus,
-            need.memory_gib.quantile(1.0) / largest.memory_gib,
-            need.storage.gib() / largest.storage_gib,
-        ];
-        largest.hour * times.into_iter().fold(1.0, f64::max).ceil()
+        self.hour(site, vms.iter().map(|vm| self.size(*vm)).collect())
     }
 
     /// The price of an hour of a node that only holds copies of these VMs' disks.
     #[must_use]
     pub fn standby_hour(&self, site: usize, vms: &BTreeSet<usize>) -> Money {
+        match vms.is_empty() {
+            true => Money(0.0),
+            false => self.hour(site, vec![self.standby_size(vms)]),
+        }
+    }
+
+    /// The price of an hour of all that runs at a site and all that only rests there: copies take what
+    /// room the hosts have left, or a node of their own, whichever is cheaper.
+    #[must_use]
+    pub fn site_hour(&self, site: usize, run: &BTreeSet<usize>, rest: &BTreeSet<usize>) -> Money {
+        let apart = self.node_hour(site, run).0 + self.standby_hour(site, rest).0;
+        if run.is_empty() || rest.is_empty() {
+            return Money(apart);
+        }
+        let running = run.iter().map(|vm| self.size(*vm));
+        let copies = rest
+            .iter()
+            .map(|vm| Size([0.0, 0.0, self.vms[*vm].disk.gib()]));
+        let receiving = self.standby_size(&BTreeSet::new());
+        let sizes = running.chain([receiving]).chain(copies).collect();
+        Money(apart.min(self.hour(site, sizes).0))
+    }
+
+    fn size(&self, vm: usize) -> Size {
+        let vm = &self.vms[vm];
+        Size([vm.cpus, vm.memory_gib, vm.disk.gib()])
+    }
+
+    fn standby_size(&self, vms: &BTreeSet<usize>) -> Size {
+        let need = Need::standby(vms.iter().map(|v| self.vms[*v].disk).sum());
+        let (cpus, memory) = (need.cpus.quantile(1.0), need.memory_gib.quantile(1.0));
+        Size([cpus, memory, need.storage.gib()])
+    }
+
+    fn hour(&self, site: usize, mut sizes: Vec<Size>) -> Money {
         let Ok(prices) = self.prices.site(&self.sites[site].name) else {
             return Money(0.0);
         };
-        let need = Need::standby(vms.iter().map(|v| self.vms[*v].disk).sum());
-        match recommend(&need, prices, 1.0) {
-            Some(r) => Money(r.shape.hour),
-            None => self.node_hour(site, vms),
+        if sizes.is_empty() {
+            return Money(0.0);
         }
+        sizes.sort_by(|a, b| b.0[0].total_cmp(&a.0[0]).then(b.0[2].total_cmp(&a.0[2])));
+        let one = Size::sum(&sizes).cheapest(prices);
+        let several = (prices.shapes.iter()).filter_map(|shape| hosts(&sizes, shape, prices));
+        let price = several.chain(one).min_by(f64::total_cmp);
+        Money(price.unwrap_or_else(|| largest(&Size::sum(&sizes), prices)))
     }
 
     /// The node for copies at a site that holds so much, with the room that is left on it.
@@ -259,4 +247,60 @@ impl World {
             leaving.push(next);
         }
     }
+}
+
+/// CPUs, memory in GiB and storage in GiB.
+#[derive(Clone, Copy)]
+struct Size([f64; 3]);
+
+impl Size {
+    fn of(shape: &Shape) -> Size {
+        Size([shape.cpus, shape.memory_gib, shape.storage_gib])
+    }
+
+    fn sum(sizes: &[Size]) -> Size {
+        sizes.iter().fold(Size([0.0; 3]), |a, b| a.and(b))
+    }
+
+    fn and(&self, other: &Size) -> Size {
+        Size(std::array::from_fn(|i| self.0[i] + other.0[i]))
+    }
+
+    fn fits(&self, room: &Size) -> bool {
+        (0..3).all(|i| self.0[i] <= room.0[i])
+    }
+
+    /// The price of an hour of the cheapest shape that bears it.
+    fn cheapest(&self, prices: &SitePrices) -> Option<f64> {
+        let bears = prices.shapes.iter().filter(|s| self.fits(&Size::of(s)));
+        bears.map(|s| s.hour).min_by(f64::total_cmp)
+    }
+}
+
+/// The price of an hour of hosts of one shape; the last host may be smaller. None if something is too
+/// large for it.
+fn hosts(sizes: &[Size], shape: &Shape, prices: &SitePrices) -> Option<f64> {
+    let room = Size::of(shape);
+    let mut hosts: Vec<Size> = Vec::new();
+    for size in sizes {
+        if !size.fits(&room) {
+            return None;
+        }
+        match hosts.iter_mut().find(|used| used.and(size).fits(&room)) {
+            Some(used) => *used = used.and(size),
+            None => hosts.push(*size),
+        }
+    }
+    let (last, full) = hosts.split_last()?;
+    Some(shape.hour * full.len() as f64 + last.cheapest(prices).unwrap_or(shape.hour))
+}
+
+/// As many of the largest shape as a sum needs, for what no shape bears.
+fn largest(size: &Size, prices: &SitePrices) -> f64 {
+    let Some(largest) = (prices.shapes.iter()).max_by(|a, b| a.cpus.total_cmp(&b.cpus)) else {
+        return 0.0;
+    };
+    let room = Size::of(largest).0;
+    let times = (0..3).map(|i| size.0[i] / room[i]).fold(1.0, f64::max);
+    largest.hour * times.ceil()
 }
