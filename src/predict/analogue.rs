@@ -75,6 +75,25 @@ pub fn nearest(scene: &Scene<'_>, now: usize, horizon: usize, like: Likeness) ->
         .collect()
 }
 
+/// Samples in which something new shows: one may be a spike that is over at once, three are a level.
+const NEW: usize = 3;
+
+/// How new the present is, from 0 to 1: the share of the newest samples but one that lie beyond what
+/// all of the neighbours were at that point. Nothing like it was ever seen, and what followed the
+/// neighbours says nothing about what comes now.
+pub fn novelty(scene: &Scene<'_>, now: usize, backs: &[u32]) -> f32 {
+    if backs.is_empty() {
+        return 0.0;
+    }
+    let is_beyond = |age: &usize| {
+        let own = scene.shape[now - age];
+        let theirs = || backs.iter().map(|b| scene.shape[now - *b as usize - age]);
+        theirs().all(|v| v < own) || theirs().all(|v| v > own)
+    };
+    let beyond = (1..=NEW).filter(is_beyond).count();
+    beyond.saturating_sub(1) as f32 / (NEW - 1) as f32
+}
+
 /// Adds the squared distance on the clock, from candidate j to candidate `query`.
 fn add_clock(distance: &mut [f32], scene: &Scene<'_>, query: usize, weight: f32) {
     let day = scene.day;
@@ -96,4 +115,36 @@ fn variance(shape: &[f32]) -> f32 {
     let n = shape.len() as f32;
     let mean = shape.iter().sum::<f32>() / n;
     shape.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / n
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After a level shift the analogues of the old level foretold a return to it for hours, at up to
+    /// eighteen times the loss of smoothing.
+    #[test]
+    fn a_spike_is_not_new_and_a_new_level_is() {
+        let mut values: Vec<f64> = (0..600u32)
+            .map(|i| 10.0 + f64::from(i.wrapping_mul(2_654_435_761) >> 24) / 64.0)
+            .collect();
+        let like = Likeness {
+            width: 12,
+            neighbours: 60,
+            clock: 0.0,
+        };
+        let novelty = |values: &[f64]| {
+            let scene = Scene::new(values, values.len(), 288);
+            let backs = nearest(&scene, values.len(), 48, like);
+            super::novelty(&scene, values.len(), &backs)
+        };
+        assert_eq!(novelty(&values), 0.0);
+        values.push(80.0);
+        assert_eq!(novelty(&values), 0.0, "one sample is a spike");
+        values.extend([80.0; 2]);
+        assert_eq!(novelty(&values), 1.0);
+        values.extend([11.0, 12.0]);
+        assert_eq!(novelty(&values), 0.0, "it is over");
+        assert_eq!(super::novelty(&Scene::new(&values, 5, 288), 5, &[]), 0.0);
+    }
 }

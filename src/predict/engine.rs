@@ -19,7 +19,7 @@
 use std::collections::VecDeque;
 
 use super::conformal::{self, Calibration};
-use super::expert::{self, EXPERTS, NAMES};
+use super::expert::{self, EXPERTS, NAMES, Sight};
 use super::gate::{Gate, Shares};
 use super::quantile::{self, K, Quantiles};
 use super::scene::{Outlook, Scene};
@@ -148,11 +148,12 @@ impl Memory {
     pub fn advance(&mut self, scene: &Scene<'_>, now: usize) {
         self.settle(scene, now);
         self.issued_at = scene.origin + now as i64;
+        let Sight { outlooks, novelty } = expert::sight(scene, now, self.horizon, self.fitted);
         self.issued.push_back(Issued {
             at: self.issued_at,
-            shares: std::array::from_fn(|r| self.gates[r].shares()),
-            window_shares: self.window_gate.shares(),
-            outlooks: Box::new(expert::outlooks(scene, now, self.horizon, self.fitted)),
+            shares: std::array::from_fn(|r| self.gates[r].shares(novelty)),
+            window_shares: self.window_gate.shares(novelty),
+            outlooks: Box::new(outlooks),
         });
     }
 
@@ -230,8 +231,9 @@ impl Memory {
 
     /// The forecast from `now` on.
     pub fn forecast(&self, scene: &Scene<'_>, now: usize) -> Forecast {
-        let outlooks = expert::outlooks(scene, now, self.horizon, self.fitted);
-        let shares: [Shares; RANGES] = std::array::from_fn(|r| self.gates[r].shares());
+        let Sight { outlooks, novelty } = expert::sight(scene, now, self.horizon, self.fitted);
+        let shares: [Shares; RANGES] = std::array::from_fn(|r| self.gates[r].shares(novelty));
+        let window_shares = self.window_gate.shares(novelty);
         let levels: [_; RANGES] = std::array::from_fn(|r| self.calibrations[r].levels());
         let (mut sample, mut pool) = (Vec::new(), Vec::new());
         let steps = (0..self.horizon)
@@ -256,7 +258,7 @@ impl Memory {
         pool.clear();
         for (outlook, share) in outlooks
             .iter()
-            .zip(self.window_gate.shares())
+            .zip(window_shares)
             .filter(|(_, share)| *share > 0.0)
         {
             outlook.maxima(scene, now, self.horizon, &mut sample);
@@ -270,7 +272,7 @@ impl Memory {
         } else {
             read(&mut pool, &self.window_calibration.levels())
         };
-        let paths = self.paths(scene, now, &outlooks);
+        let paths = self.paths(scene, now, &outlooks, &window_shares);
         let total = |expert: usize| shares.iter().map(|shares| shares[expert]).sum::<f32>();
         let chosen = (0..EXPERTS)
             .max_by(|a, b| total(*a).total_cmp(&total(*b)))
@@ -284,9 +286,15 @@ impl Memory {
     }
 
     /// Each expert that deals in windows gives as many paths as its share of the window's maximum.
-    fn paths(&self, scene: &Scene<'_>, now: usize, outlooks: &[Outlook]) -> Vec<Vec<f64>> {
+    fn paths(
+        &self,
+        scene: &Scene<'_>,
+        now: usize,
+        outlooks: &[Outlook],
+        shares: &Shares,
+    ) -> Vec<Vec<f64>> {
         let mut paths = Vec::new();
-        for (outlook, share) in outlooks.iter().zip(self.window_gate.shares()) {
+        for (outlook, share) in outlooks.iter().zip(shares) {
             outlook.paths(
                 scene,
                 now,

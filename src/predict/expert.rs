@@ -43,8 +43,16 @@ pub const NAMES: [&str; EXPERTS] = [
 /// The shortest stretch worth comparing, for series with long steps.
 const LEAST_WIDTH: usize = 4;
 
+/// What the experts say at one moment.
+pub struct Sight {
+    /// What each expects.
+    pub outlooks: [Outlook; EXPERTS],
+    /// How little the past says about the present, from 0 to 1.
+    pub novelty: f32,
+}
+
 /// What each expert expects after the first `now` samples; the fitted ones only if asked to.
-pub fn outlooks(scene: &Scene<'_>, now: usize, horizon: usize, fitted: bool) -> [Outlook; EXPERTS] {
+pub fn sight(scene: &Scene<'_>, now: usize, horizon: usize, fitted: bool) -> Sight {
     let hour = (scene.day / 24).max(1);
     let width = hour.max(LEAST_WIDTH);
     let like = Likeness {
@@ -65,8 +73,9 @@ pub fn outlooks(scene: &Scene<'_>, now: usize, horizon: usize, fitted: bool) -> 
             Outlook::Drawn(Drawn::default())
         }
     };
+    let novelty = analogue::novelty(scene, now, &plain);
     let moved = at_level_of_now(scene, now, width.div_ceil(4), &plain);
-    [
+    let outlooks = [
         smoothing::outlook(scene, now, horizon),
         Outlook::Recent { span: scene.day },
         Outlook::Recent { span: 3 * hour },
@@ -89,7 +98,8 @@ pub fn outlooks(scene: &Scene<'_>, now: usize, horizon: usize, fitted: bool) -> 
         fit(arima::outlook),
         fit(fitted::ets),
         fit(fitted::mstl),
-    ]
+    ];
+    Sight { outlooks, novelty }
 }
 
 fn as_it_was(backs: Vec<u32>) -> Outlook {

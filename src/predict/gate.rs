@@ -2,7 +2,9 @@
 //! days; its share of the mixture falls with the fifth power of its loss over the best one's, under
 //! both memories at once. An expert must be good now and have been good to be heard.
 //!
-//! Losses arrive only when outcomes are known, so the gate cannot look ahead.
+//! Losses arrive only when outcomes are known, so the gate cannot look ahead. It is blind for hours after
+//! a level shift for the same reason. But that the present is new shows at once, without any outcome: in
+//! that measure it falls back on smoothing, which expects of any present that it stays.
 
 use super::expert::{self, EXPERTS};
 
@@ -13,6 +15,10 @@ const SHARPNESS: i32 = 5;
 /// The share that smoothing always keeps: it is the first to see that the level has changed, before any
 /// loss can say so.
 const SMOOTHING_KEEPS: f64 = 0.1;
+/// The part of the others' share that a wholly new present takes from them. Not all of it: what looks like
+/// a new level may still be a spike of some samples, and a quarter of the pool on the wrong side costs
+/// little.
+const NEW_TAKES: f64 = 0.75;
 /// Shares below this are silence: they cost time and move nothing.
 const SILENCE: f64 = 0.01;
 
@@ -50,8 +56,9 @@ impl Gate {
         }
     }
 
-    /// The mixture to use now. Before the first outcome all experts are equal.
-    pub fn shares(&self) -> Shares {
+    /// The mixture to use in a present of some novelty, 0 to 1. Before the first outcome all experts are
+    /// equal.
+    pub fn shares(&self, novelty: f32) -> Shares {
         let mut shares = [1.0f64; EXPERTS];
         for losses in &self.losses {
             let best = losses.iter().copied().fold(f64::INFINITY, f64::min);
@@ -71,8 +78,9 @@ impl Gate {
             }
         });
         let total: f64 = shares.iter().sum();
-        let mut shares = shares.map(|share| share / total * (1.0 - SMOOTHING_KEEPS));
-        shares[expert::SMOOTHING] += SMOOTHING_KEEPS;
+        let kept = SMOOTHING_KEEPS + (1.0 - SMOOTHING_KEEPS) * NEW_TAKES * f64::from(novelty);
+        let mut shares = shares.map(|share| share / total * (1.0 - kept));
+        shares[expert::SMOOTHING] += kept;
         shares.map(|share| share as f32)
     }
 }
