@@ -59,9 +59,6 @@ pub struct Limits {
     pub replays: usize,
 }
 
-/// Series replayed in one cycle unless told otherwise: some 20 seconds of two cores.
-pub const REPLAYS: usize = 1000;
-
 /// Forecasts every series of `tasks`, in no order. `keep` is called on the forecasting threads.
 pub fn cycle<K: Send>(
     tasks: impl Iterator<Item = Task<K>> + Send,

@@ -30,6 +30,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const WINDOWS: [usize; 5] = [6, 12, 36, 96, 192];
 /// The window for which needs are stated: four hours of five minutes.
 const NEEDED: usize = 48;
+/// Series that are learned from nothing in one cycle: each takes some two hundred milliseconds of a core,
+/// and a cycle in which a whole fleet is new must not take a minute. The others are forecast by all
+/// experts alike until a later cycle.
+const NEWCOMERS: usize = 200;
 /// Samples that regressions are fitted to: a week of five minutes.
 const FITTED: usize = 2016;
 /// A resource of whose variance the workload explains less is forecast by itself: its own past says
@@ -446,7 +450,7 @@ fn forecast(
     });
     let limits = Limits {
         threads,
-        replays: cycle::REPLAYS,
+        replays: NEWCOMERS,
     };
     let found = Mutex::new((BTreeMap::new(), Vec::new()));
     cycle::cycle(tasks, limits, |foresight| {
