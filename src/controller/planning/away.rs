@@ -23,6 +23,9 @@ pub(super) struct Away {
     /// Since when.
     #[serde(default)]
     pub since: UnixTime,
+    /// So many seconds before an event it left.
+    #[serde(default)]
+    pub early: u64,
 }
 
 /// Why a volume is away.
@@ -34,6 +37,18 @@ pub(super) enum Cause {
     Event,
     /// Load at home.
     Load,
+}
+
+/// The longest that a promise brings a departure forward: beyond it increments do not become small, and the
+/// cutover paces the guest.
+const EARLY_MOST: u64 = 3600;
+
+/// How long before an event volumes leave.
+fn early(planned: &Planned, rules: &Rules, subject: &str, site: &str) -> Seconds {
+    let promise = planned.promises.get(subject).and_then(|p| p.get(site));
+    let converges = promise.and_then(|p| p.seconds).unwrap_or(0);
+    let cycles = rules.policy.cycle_seconds.saturating_mul(2);
+    Seconds(cycles.saturating_add(converges.min(EARLY_MOST)))
 }
 
 impl<S: Store, N: Nodes> Controller<S, N> {
@@ -54,16 +69,17 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         Ok(found.map(|r| r.record))
     }
 
-    /// Volumes whose home goes into maintenance before the next cycle leave for their copies.
+    /// Volumes leave for their copies so early that they are away when maintenance of their home begins: as
+    /// long as the measured convergence promises and a cycle, before a cycle in which nobody looks.
     pub(super) async fn leave_for_events(
         &self,
         rules: &Rules,
         planned: &mut Planned,
     ) -> Result<()> {
         let at = now();
-        let soon = at.after(Seconds(rules.policy.cycle_seconds));
-        let events = rules.calendar.between(at, soon);
         for (subject, began) in &planned.commitments {
+            let early = early(planned, rules, subject, &began.site);
+            let events = rules.calendar.between(at, at.after(early));
             let home: NodeName = subject.parse()?;
             let site = self.inner.records.node(&home).await?.map(|n| n.site);
             let event = events.iter().find(|o| {
@@ -92,6 +108,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                     to: to.to_string(),
                     cause: Cause::Event,
                     since: at,
+                    early: early.0,
                 };
                 self.put_away(&v.name, Some(&away)).await?;
                 self.move_to(&v, &to).await?;
@@ -148,7 +165,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             if v.owner.as_str() != away.to {
                 // it is home, or a person took it elsewhere: where it is now is its home. Before the
                 // cutover has begun it is still where it was
-                if settled && !self.is_due_away(rules, &away.home).await? {
+                if settled && !self.is_due_away(rules, &away).await? {
                     self.put_away(&name, None).await?;
                 }
                 continue;
@@ -158,7 +175,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             if !planning.config.return_home
                 || !calm
                 || !settled
-                || self.is_due_away(rules, &away.home).await?
+                || self.is_due_away(rules, &away).await?
             {
                 continue;
             }
@@ -185,19 +202,12 @@ impl<S: Store, N: Nodes> Controller<S, N> {
     }
 
     /// Whether maintenance of a node is under way, or so near that leaving again would come first.
-    async fn is_due_away(&self, rules: &Rules, home: &str) -> Result<bool> {
-        let site = self
-            .inner
-            .records
-            .node(&home.parse()?)
-            .await?
-            .map(|n| n.site);
-        let near = Seconds(
-            rules
-                .policy
-                .event_margin_seconds
-                .max(rules.policy.cycle_seconds),
-        );
+    async fn is_due_away(&self, rules: &Rules, away: &Away) -> Result<bool> {
+        let home = &away.home;
+        let site = (self.inner.records.node(&home.parse()?).await?).map(|n| n.site);
+        let policy = &rules.policy;
+        let near = (policy.event_margin_seconds).max(policy.cycle_seconds);
+        let near = Seconds(near.max(away.early));
         Ok(maintenance(
             &rules.calendar,
             home,

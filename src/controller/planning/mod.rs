@@ -21,6 +21,7 @@ mod outlook;
 mod relieve;
 mod review;
 mod service;
+mod since;
 mod view;
 
 use super::config::{Config, PlanningConfig, SiteConfig};
@@ -55,7 +56,7 @@ pub(super) struct Planning {
     cycle: tokio::sync::Mutex<()>,
 }
 
-/// What was observed, lost with the controller.
+/// What was observed.
 #[derive(Default)]
 struct Seen {
     ingested: ingest::Ingested,
@@ -63,7 +64,9 @@ struct Seen {
     lap: Lap,
     /// What nodes used lately, as shares of the scarcer thing; read from the history in each cycle.
     loads: BTreeMap<String, Vec<(UnixTime, f64)>>,
-    /// Since when a subject has been calm, and a provisioned node empty.
+    /// Whether what the process before observed was read.
+    remembered: bool,
+    /// Since when a subject has been calm, and a provisioned node empty; kept in the store.
     idle_since: BTreeMap<String, UnixTime>,
     empty_since: BTreeMap<String, UnixTime>,
     trouble: String,
@@ -233,6 +236,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         planning.seen().lap.ingest = began.elapsed();
         let mut rules = planning.rules(self.calendar_events().await?)?;
         rules.policy.mode = mode.unwrap_or(rules.policy.mode);
+        self.remember(planning, &rules).await?;
         let mut planned = self.plan_by(planning, &rules, true).await?;
         planned.notes.extend(notes);
         let acts = rules.policy.mode == Mode::Auto;
@@ -241,6 +245,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         if acts {
             self.carry_out(planning, &rules, &mut planned).await?;
         }
+        self.put_since(planning).await?;
         Ok(planned)
     }
 
@@ -249,6 +254,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         let planning = self.planning()?;
         let _one = planning.cycle.lock().await;
         let rules = planning.rules(self.calendar_events().await?)?;
+        self.remember(planning, &rules).await?;
         let mut planned = self.plan_by(planning, &rules, false).await?;
         // what it would begin is in its decisions; here stands what was begun
         planned.commitments = self.began().await?;

@@ -88,6 +88,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                     to: to.to_string(),
                     cause: Cause::Load,
                     since: now(),
+                    early: 0,
                 };
                 self.put_away(&v.name, Some(&away)).await?;
                 self.move_to(&v, &to).await?;

@@ -287,3 +287,49 @@ async fn a_site_that_its_nodes_find_too_far_away_is_no_choice() {
     };
     assert!(why.contains("80.0 ms away"), "{why}");
 }
+
+/// After each restart a calm node was calm from the beginning again, and its copy and the node that held it were
+/// paid for once more as long as the policy says.
+#[tokio::test]
+async fn since_when_a_node_is_calm_outlives_the_controller_but_not_a_long_absence() {
+    let calm = |_| {
+        let memory = f64::from(1 << 30);
+        vec![
+            sample(of_node("a"), Metric::Cpu, 1.0),
+            sample(of_node("a"), Metric::Memory, memory),
+        ]
+    };
+    let mut rig = Rig::with(288, calm).await;
+    rig.controller().cycle(None).await.unwrap();
+    let idle_since = |rig: &Rig| {
+        let planning = rig.controller().planning().unwrap();
+        planning.seen().idle_since.get("a").copied().unwrap()
+    };
+    let first = idle_since(&rig);
+    rig.start().await;
+    rig.controller().plan_only().await.unwrap();
+    assert_eq!(idle_since(&rig), first);
+
+    let long = UnixTime(now().0 - 5000);
+    let put = async |rig: &Rig, at: u64| {
+        let since = since::Since {
+            at: UnixTime(at),
+            idle: BTreeMap::from([("a".into(), long)]),
+            empty: BTreeMap::new(),
+        };
+        let mut t = Transaction::default();
+        let bytes = book::encode(&since).unwrap();
+        t.write.push(("plan/since".into(), Some(bytes)));
+        rig.controller().commit(t, Vec::new()).await.unwrap();
+    };
+    for (at, is_kept) in [
+        (now().0 - 100, true),
+        (now().0 - 4000, false),
+        (now().0 + 500, false),
+    ] {
+        put(&rig, at).await;
+        rig.start().await;
+        rig.controller().cycle(None).await.unwrap();
+        assert_eq!(idle_since(&rig) == long, is_kept, "{at}");
+    }
+}
