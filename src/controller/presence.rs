@@ -169,6 +169,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             let seen = owner.iter().find(|r| r.node == node.as_str());
             Some(Copy {
                 node: node.clone(),
+                generation: said.generation,
                 epoch: is_whole.then_some(said.epoch),
                 lag_bytes: seen.map(|r| r.lag_bytes),
             })

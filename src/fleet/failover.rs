@@ -23,6 +23,8 @@ use node::{Error, ErrorKind, NodeName, Result, VolumeName};
 pub struct Copy {
     /// Who says it.
     pub node: NodeName,
+    /// In which generation its source owned the volume. A later owner may have begun with less.
+    pub generation: u64,
     /// The epoch of a consistent copy; `None` if the copy is no point in time.
     pub epoch: Option<u64>,
     /// Bytes of later writes that the owner still had for it when it was heard last, if that is known.
@@ -104,7 +106,9 @@ pub(super) fn heir<'a>(
             && only.is_none_or(|n| *n == c.node)
             && view.alive(asked, &c.node).is_ok()
     };
-    let furthest = view.copies.iter().filter(wanted).max_by_key(|c| c.epoch);
+    // Epochs are those of a line of owners: an earlier one's may be higher, and lack all of a later one's.
+    let far = |c: &&Copy| (c.epoch.is_some(), c.generation, c.epoch);
+    let furthest = view.copies.iter().filter(wanted).max_by_key(far);
     match (furthest, only) {
         (Some(copy), _) if copy.epoch.is_some() => Ok(copy),
         (None, Some(only)) => refuse(

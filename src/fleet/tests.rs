@@ -366,20 +366,31 @@ fn failing(
     running: Option<&Command>,
     copies: &[(&str, Option<u64>)],
 ) -> node::Result<Plan> {
+    let copies: Vec<_> = copies.iter().map(|(n, epoch)| copy(n, 3, *epoch)).collect();
+    failing_with(command, v, running, &copies)
+}
+
+fn copy(node: &str, generation: u64, epoch: Option<u64>) -> Copy {
+    Copy {
+        node: node.parse().unwrap(),
+        generation,
+        epoch,
+        lag_bytes: None,
+    }
+}
+
+fn failing_with(
+    command: &Command,
+    v: &Volume,
+    running: Option<&Command>,
+    copies: &[Copy],
+) -> node::Result<Plan> {
     let nodes = [node("n1", false), node("n2", true), node("n3", true)];
-    let copies: Vec<Copy> = copies
-        .iter()
-        .map(|(node, epoch)| Copy {
-            node: node.parse().unwrap(),
-            epoch: *epoch,
-            lag_bytes: None,
-        })
-        .collect();
     let view = View {
         volume: Some(v),
         nodes: &nodes,
         running,
-        copies: &copies,
+        copies,
     };
     plan(&"op".parse().unwrap(), command, &view)
 }
@@ -416,6 +427,21 @@ fn the_furthest_replica_takes_the_place_of_an_owner_that_is_off() {
     // somebody may know better than the epochs
     let plan = failing(&failover(Some("n2"), true), &v, None, &copies).unwrap();
     assert_eq!(plan.steps[0].name, "take over on n2 as of epoch 7");
+}
+
+/// A failover went to a copy that was behind another one, and its node died before that one had heard of it.
+/// The other's epoch was the higher, so it took the next failover, although a third copy had what the volume's
+/// guests had been told since the first.
+#[test]
+fn a_copy_of_an_earlier_owner_does_not_count_as_further_whatever_its_epoch() {
+    let v = volume(&["n2", "n3"]);
+    let copies = [copy("n2", 2, Some(12)), copy("n3", 3, Some(11))];
+    let plan = failing_with(&failover(None, true), &v, None, &copies).unwrap();
+    assert!(plan.steps[0].name.starts_with("take over on n3"));
+    // One that is a point in time is better than one that is none.
+    let copies = [copy("n2", 2, Some(12)), copy("n3", 3, None)];
+    let plan = failing_with(&failover(None, true), &v, None, &copies).unwrap();
+    assert!(plan.steps[0].name.starts_with("take over on n2"));
 }
 
 #[test]
