@@ -5,8 +5,9 @@ use super::engine::{Forecast, Memory};
 use super::scene::Scene;
 use super::series::Series;
 
-/// Days replayed to learn whom to believe. The longer memory of the gate is three days.
-pub const REPLAY_DAYS: usize = 10;
+/// Days replayed to learn whom to believe: the longer memory of the gate has a half-life of three, and ten
+/// were no better.
+pub const REPLAY_DAYS: usize = 4;
 
 /// Forecasts the next `horizon` points of a series.
 #[must_use]
