@@ -105,9 +105,9 @@ class Guest(threading.Thread):
     def content(self, block):
         return struct.pack(">QQ", block, self.written[block]) * (BLOCK // 16)
 
-    def stall_since(self, moment):
-        """The longest request, in milliseconds, that ended after a moment of the clock."""
-        return 1e3 * max((took for took, ended in self.slowest if ended >= moment), default=0)
+    def stall_since(self, moment, until=float("inf")):
+        """The longest request, in milliseconds, that ended after a moment of the clock, and before another."""
+        return 1e3 * max((took for took, ended in self.slowest if moment <= ended < until), default=0)
 
     def finish(self):
         """Compare every block that was ever written."""

@@ -17,6 +17,7 @@ import time
 from guest import Guest
 from net import Net
 
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # One second of the demonstration stands for so many of the world.
 COMPRESSED = 150
 # A sample of five minutes takes so long.
@@ -249,14 +250,21 @@ nbd = "{home}:7403"
         seeded = time.time()
         seed_bytes = copy["seed_bytes_sent"]
         self.say(f"its copy is consistent after {seeded - made:.1f} s of seeding beside the guest")
-        self.until("maintenance is near", lambda: time.time() > begins - 2 * STEP, 150)
-        quiet = self.guest.stall_since(seeded)
-        behind = (self.consistent() or copy)["lag_bytes"]
-        self.until("the disk is at the new node", lambda: self.owner() == node["name"], 60)
-        moved = time.time()
+        behind = copy["lag_bytes"]
+
+        def leaves():
+            nonlocal behind
+            left = self.owner() == node["name"]
+            found = None if left else self.consistent()
+            behind = found["lag_bytes"] if found else behind
+            return left
+
+        self.until("the disk is at the new node", leaves, 210)
         cutover = self.last_cutover()
-        stall = self.guest.stall_since(begins - 2 * STEP - 1)
-        self.say(f"the disk is at {node['name']}, {begins - moved:+.1f} s before the maintenance; its copy lacked "
+        moved = cutover["ended"]
+        quiet = self.guest.stall_since(seeded, cutover["started"])
+        stall = self.guest.stall_since(cutover["started"])
+        self.say(f"the disk is at {node['name']}, {begins - moved:.1f} s before the maintenance; its copy lacked "
                  f"{behind >> 10} KiB; longest request of the guest {stall:.1f} ms (before that {quiet:.1f} ms)")
         self.until("the disk comes home", lambda: self.owner() == "a", 120)
         self.say("maintenance is over and the disk is at home again")
@@ -284,7 +292,8 @@ nbd = "{home}:7403"
     def last_cutover(self):
         done = [o for o in self.ask("operation", "list") if o["command"] == "cutover" and o.get("cutover")]
         last = max(done, key=lambda o: o["started_unix_ms"])
-        return {"seconds": (last["ended_unix_ms"] - last["started_unix_ms"]) / 1e3,
+        started, ended = last["started_unix_ms"] / 1e3, last["ended_unix_ms"] / 1e3
+        return {"started": started, "ended": ended, "seconds": ended - started,
                 "frozen_ms": last["cutover"]["frozen_ms"]}
 
     def unpredicted(self, site):
@@ -306,6 +315,9 @@ nbd = "{home}:7403"
                 "cost": self.cost(site, ended - made, copy["seed_bytes_sent"])}
 
     def end(self):
+        # nobody ends the cleaning up
+        for number in INTERRUPTS:
+            signal.signal(number, signal.SIG_IGN)
         if getattr(self, "series", None):
             self.series.ending = True
         for process in self.processes:
@@ -323,7 +335,8 @@ def main():
     options.add_argument("--forerun", required=True)
     options = options.parse_args()
     demo = Demo(options.forerun, options.terraform)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    for number in INTERRUPTS:
+        signal.signal(number, lambda *_: sys.exit(1))
     try:
         demo.start()
         predicted = demo.predicted()
@@ -370,7 +383,9 @@ def show(report, output):
             ("cutover", "cutover_s", "s", 1), ("frozen", "frozen_ms", "ms", 1),
             ("longest request", "stall_ms", "ms", 1), ("seeded", "seed_bytes", "MiB", 1 << 20)):
         print(f"  {what:<20}    {p[key] / scale:8.1f} {unit:<3}     {late[key] / scale:8.1f} {unit}")
-    print(f"  from the event on       {p['cutover_s']:8.1f} s       {late['total_s']:8.1f} s")
+    print(f"  from the event on       {max(0, -p['at_new_node_before_event_s']):8.1f} s       "
+          f"{late['total_s']:8.1f} s")
+    print(f"  the disk was away {p['at_new_node_before_event_s']:.1f} s before the maintenance began")
     print(f"  until the disk was there, node and traffic cost {late['cost']:.3f} EUR without prediction;"
           f"\n  with it {p['cost']:.3f} EUR, for the node stood {p['node_s']:.0f} s, until nobody needed it")
     print(f"\n  {p['cutover_bytes'] >> 10} KiB were left for the cutover")
