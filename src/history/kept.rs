@@ -37,6 +37,20 @@ const POINTS: usize = 288;
 /// Series in a block: enough for zstd to find likenesses, few enough to read one without the others.
 const GROUP: usize = 64;
 
+/// One of some equal parts of a walk.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    /// Which, from 0 on.
+    pub index: usize,
+    /// How many there are.
+    pub of: usize,
+}
+
+impl Part {
+    /// The whole.
+    pub const ALL: Part = Part { index: 0, of: 1 };
+}
+
 /// A history in a file.
 #[derive(Clone)]
 pub struct Kept {
@@ -115,6 +129,19 @@ impl Kept {
         span: Span,
         is_wanted: F,
     ) -> Result<impl Iterator<Item = Result<(Key, Vec<Sample>)>> + Send + use<F>> {
+        self.walk_part(span, Part::ALL, is_wanted)
+    }
+
+    /// One part of that, for as many threads as there are parts.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn walk_part<F: Fn(&Key) -> bool>(
+        &self,
+        span: Span,
+        part: Part,
+        is_wanted: F,
+    ) -> Result<impl Iterator<Item = Result<(Key, Vec<Sample>)>> + Send + use<F>> {
         let today = self.inner.open_frames(span)?;
         let numbers = self.inner.numbers();
         let mut keys = vec![None; numbers.len()];
@@ -126,6 +153,7 @@ impl Kept {
         Ok(Walk {
             inner: self.inner.clone(),
             span,
+            part,
             keys,
             today,
             next: 0,
@@ -493,6 +521,7 @@ fn overlay(codes: &mut [u16], before: &[u16]) {
 struct Walk {
     inner: Arc<Inner>,
     span: Span,
+    part: Part,
     keys: Vec<Option<Key>>,
     today: Vec<(u64, Vec<u16>)>,
     next: usize,
@@ -503,7 +532,8 @@ impl Walk {
     fn read_group(&mut self) -> Result<()> {
         let group = self.next / GROUP;
         let upto = self.keys.len().min((group + 1) * GROUP);
-        if self.keys[self.next..upto].iter().all(Option::is_none) {
+        let is_mine = group % self.part.of == self.part.index;
+        if !is_mine || self.keys[self.next..upto].iter().all(Option::is_none) {
             self.next = upto;
             return Ok(());
         }

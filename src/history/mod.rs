@@ -19,7 +19,7 @@ mod learned;
 mod prometheus;
 
 pub use files::CsvFiles;
-pub use kept::Kept;
+pub use kept::{Kept, Part};
 pub use learned::Learned;
 pub use prometheus::{Exporter, Prometheus};
 

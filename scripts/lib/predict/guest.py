@@ -105,6 +105,10 @@ class Guest(threading.Thread):
     def content(self, block):
         return struct.pack(">QQ", block, self.written[block]) * (BLOCK // 16)
 
+    def goes_on(self, moment):
+        """Whether a request that began after a moment of the clock has ended: those before it are all counted."""
+        return any(ended - took > moment for took, ended in self.slowest[-1:])
+
     def stall_since(self, moment, until=float("inf")):
         """The longest request, in milliseconds, that ended after a moment of the clock, and before another."""
         return 1e3 * max((took for took, ended in self.slowest if moment <= ended < until), default=0)

@@ -262,6 +262,7 @@ nbd = "{home}:7403"
         self.until("the disk is at the new node", leaves, 210)
         cutover = self.last_cutover()
         moved = cutover["ended"]
+        self.until("the guest goes on", lambda: self.guest.goes_on(moved), 60)
         quiet = self.guest.stall_since(seeded, cutover["started"])
         stall = self.guest.stall_since(cutover["started"])
         self.say(f"the disk is at {node['name']}, {begins - moved:.1f} s before the maintenance; its copy lacked "
@@ -307,6 +308,7 @@ nbd = "{home}:7403"
         self.ask("cutover", VOLUME, "--to", "late")
         ended = time.time()
         cutover = self.last_cutover()
+        self.until("the guest goes on", lambda: self.guest.goes_on(ended), 60)
         self.say(f"without prediction the same move took {ended - began:.1f} s: node {made - began:.1f}, "
                  f"copy {seeded - made:.1f}, cutover {ended - seeded:.1f}")
         return {"total_s": ended - began, "provision_s": made - began, "seed_s": seeded - made,

@@ -43,12 +43,10 @@ pub(super) enum Cause {
 /// cutover paces the guest.
 const EARLY_MOST: u64 = 3600;
 
-/// How long before an event volumes leave.
-fn early(planned: &Planned, rules: &Rules, subject: &str, site: &str) -> Seconds {
-    let promise = planned.promises.get(subject).and_then(|p| p.get(site));
-    let converges = promise.and_then(|p| p.seconds).unwrap_or(0);
-    let cycles = rules.policy.cycle_seconds.saturating_mul(2);
-    Seconds(cycles.saturating_add(converges.min(EARLY_MOST)))
+/// How long before an event volumes leave that converge within so many seconds, if that is known.
+fn early(cycle_seconds: u64, converge_within: Option<u64>) -> Seconds {
+    let converges = converge_within.unwrap_or(0).min(EARLY_MOST);
+    Seconds(cycle_seconds.saturating_mul(2).saturating_add(converges))
 }
 
 impl<S: Store, N: Nodes> Controller<S, N> {
@@ -78,7 +76,9 @@ impl<S: Store, N: Nodes> Controller<S, N> {
     ) -> Result<()> {
         let at = now();
         for (subject, began) in &planned.commitments {
-            let early = early(planned, rules, subject, &began.site);
+            let promise = planned.promises.get(subject);
+            let promise = promise.and_then(|p| p.get(&began.site)?.seconds);
+            let early = early(rules.policy.cycle_seconds, promise);
             let events = rules.calendar.between(at, at.after(early));
             let home: NodeName = subject.parse()?;
             let site = self.inner.records.node(&home).await?.map(|n| n.site);
@@ -215,5 +215,19 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             now(),
             near,
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The cycle before the last one in which there is time finds the event, and what is promised nearly
+    /// always is enough for the move.
+    #[test]
+    fn volumes_leave_two_cycles_and_what_the_move_takes_before_an_event() {
+        assert_eq!(early(300, None), Seconds(600));
+        assert_eq!(early(300, Some(40)), Seconds(640));
+        assert_eq!(early(300, Some(u64::MAX)), Seconds(600 + EARLY_MOST));
     }
 }

@@ -13,14 +13,14 @@
 //! cycles: the same files give the same answer, in another process too.
 
 use super::ingest::{of_node, of_vm, of_volume};
-use crate::history::{Kept, Key, Learned, Metric, Span};
+use crate::history::{Kept, Key, Learned, Metric, Part, Span};
 use crate::planner::{Distribution, Seconds, UnixTime, Windows};
 use crate::predict::cycle::{self, Limits, Task};
 use crate::predict::quantile::{LEVELS, Quantiles};
 use crate::predict::requirement::{Requirement, Resource};
 use crate::predict::series::LEAST_SAMPLES;
 use crate::predict::{Memory, Sample, Series};
-use node::Result;
+use node::{Error, ErrorKind, Result};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroUsize;
@@ -171,6 +171,40 @@ impl Rows {
     }
 }
 
+impl Rows {
+    /// The sum of two parts.
+    fn add(&mut self, part: Rows) {
+        let Rows {
+            own,
+            disk,
+            guests,
+            guests_seen,
+            workload,
+            dirtied,
+            replicated,
+        } = part;
+        let mine = (self.own.iter_mut())
+            .chain(&mut self.guests)
+            .chain(&mut self.workload)
+            .chain([&mut self.disk, &mut self.dirtied, &mut self.replicated]);
+        let theirs = (own.iter())
+            .chain(&guests)
+            .chain(&workload)
+            .chain([&disk, &dirtied, &replicated]);
+        for (sum, value) in mine.flatten().zip(theirs.flatten()) {
+            if value.is_finite() {
+                add(sum, *value);
+            }
+        }
+        self.guests_seen.extend(guests_seen);
+    }
+}
+
+/// Adds to a sum that is missing before the first.
+fn add(sum: &mut f64, value: f64) {
+    *sum = value + if sum.is_finite() { *sum } else { 0.0 };
+}
+
 /// Whose samples a series has.
 enum Owner {
     Node(usize),
@@ -251,7 +285,7 @@ pub(super) fn look(
         step,
         day: u32::try_from(past.day.0).unwrap_or(u32::MAX),
     };
-    let rows = gather(past.kept, homes, grid)?;
+    let rows = gather(past.kept, homes, grid, threads)?;
     let mut demands: BTreeMap<String, Demand> = BTreeMap::new();
     let mut series: BTreeMap<(usize, What), Series> = BTreeMap::new();
     for (h, (home, rows)) in homes.iter().zip(&rows).enumerate() {
@@ -330,8 +364,8 @@ fn distribution(quantiles: &Quantiles) -> Option<Distribution> {
     Distribution::new(LEVELS.into_iter().zip(*quantiles)).ok()
 }
 
-/// The homes' pasts, read once.
-fn gather(kept: &Kept, homes: &[Home], grid: Grid) -> Result<Vec<Rows>> {
+/// The homes' pasts, read once, by all threads: unpacking a month of a large fleet takes most of a cycle.
+fn gather(kept: &Kept, homes: &[Home], grid: Grid, threads: NonZeroUsize) -> Result<Vec<Rows>> {
     let mut owners: HashMap<String, Vec<Owner>> = HashMap::new();
     for (h, home) in homes.iter().enumerate() {
         if home.capacity.is_none() {
@@ -347,13 +381,45 @@ fn gather(kept: &Kept, homes: &[Home], grid: Grid) -> Result<Vec<Rows>> {
             own(of_vm(vm), Owner::Vm(h, vm.clone()));
         }
     }
-    let mut rows: Vec<Rows> = homes.iter().map(|_| Rows::new(grid.points())).collect();
+    let read = |part| gather_part(kept, &owners, homes.len(), grid, part);
+    let of = threads.get();
+    let parts: Vec<_> = std::thread::scope(|scope| {
+        let spawn = |index| scope.spawn(move || read(Part { index, of }));
+        let started: Vec<_> = (0..of).map(spawn).collect();
+        started.into_iter().map(|part| part.join()).collect()
+    });
+    let mut whole: Option<Vec<Rows>> = None;
+    for part in parts {
+        let part = part.map_err(|_| {
+            Error::new(ErrorKind::Broken, "read the history: a thread of it ended")
+        })??;
+        match &mut whole {
+            None => whole = Some(part),
+            Some(whole) => {
+                for (sum, part) in whole.iter_mut().zip(part) {
+                    sum.add(part);
+                }
+            }
+        }
+    }
+    Ok(whole.unwrap_or_default())
+}
+
+/// What one part of the history says of every home.
+fn gather_part(
+    kept: &Kept,
+    owners: &HashMap<String, Vec<Owner>>,
+    homes: usize,
+    grid: Grid,
+    part: Part,
+) -> Result<Vec<Rows>> {
+    let mut rows: Vec<Rows> = (0..homes).map(|_| Rows::new(grid.points())).collect();
     let span = Span {
         from: grid.first,
         to: grid.last,
         step: grid.step as u32,
     };
-    for found in kept.walk(span, |key| owners.contains_key(&key.machine))? {
+    for found in kept.walk_part(span, part, |key| owners.contains_key(&key.machine))? {
         let (Key { machine, metric }, samples) = found?;
         for owner in owners.get(&machine).into_iter().flatten() {
             let (Owner::Node(h) | Owner::Volume(h) | Owner::Vm(h, _)) = *owner;
@@ -376,8 +442,7 @@ fn gather(kept: &Kept, homes: &[Home], grid: Grid) -> Result<Vec<Rows>> {
                 _ => continue,
             };
             for (at, value) in &samples {
-                let sum = &mut row[((at - grid.first) / grid.step) as usize];
-                *sum = value + if sum.is_finite() { *sum } else { 0.0 };
+                add(&mut row[((at - grid.first) / grid.step) as usize], *value);
             }
         }
     }
