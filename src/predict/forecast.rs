@@ -7,7 +7,7 @@ use super::series::Series;
 
 /// Days replayed to learn whom to believe: the longer memory of the gate has a half-life of three, and ten
 /// were no better.
-pub const REPLAY_DAYS: usize = 4;
+pub const REPLAY_DAYS: usize = 7;
 
 /// Forecasts the next `horizon` points of a series.
 #[must_use]

@@ -297,17 +297,28 @@ impl<D: Disk, G: Target> Receiver<D, G> {
         link: &Link<T>,
         generation: Generation,
     ) -> Result<Option<Generation>> {
-        let owned = self.target.owned().await?.filter(|o| *o >= generation);
+        let owned = self.owned_since(generation).await?;
         if owned.is_some() {
             return Ok(owned);
         }
         if let Err(e) = self.target.observe(generation).await {
             if e.kind() == ErrorKind::Fenced {
+                // The connection before may have brought the volume meanwhile.
+                let owned = self.owned_since(generation).await?;
+                if owned.is_some() {
+                    return Ok(owned);
+                }
                 link.set_generation(self.target.last_owned().await?);
             }
             return Err(e.within(format!("volume {}", self.volume)));
         }
         Ok(None)
+    }
+
+    /// The generation in which this node owns the volume, if it owns it in this one or later.
+    async fn owned_since(&self, generation: Generation) -> Result<Option<Generation>> {
+        let owned = self.target.owned().await?;
+        Ok(owned.filter(|o| *o >= generation))
     }
 
     /// Bring the record to the generation of the source that was admitted.

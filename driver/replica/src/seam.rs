@@ -152,7 +152,7 @@ pub trait Target {
     async fn activate(&self, generation: Generation, epoch: Epoch) -> Result<()>;
     /// The highest generation that the volume's own record has seen.
     async fn seen(&self) -> Result<Generation>;
-    /// The generation in which this node owns the volume, if it does.
+    /// The generation in which this node owns the volume, if it does, and will after a power cut.
     async fn owned(&self) -> Result<Option<Generation>>;
     /// The generation for which this node gave the volume away, if that was its last part, and the epoch
     /// that its image is since.

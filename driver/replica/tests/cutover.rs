@@ -263,6 +263,32 @@ fn after_relinquish_the_only_way_is_forward() {
     }
 }
 
+/// The target had been stopped when the volume was brought to it, and so was asked by the source's next connection
+/// while it took it. "Do you own it?" came before, "then hear me" after that: the source was told that it was a
+/// former owner, and the cutover had failed, though the volume had arrived.
+#[test]
+fn a_target_that_takes_the_volume_while_it_is_asked_has_taken_it() {
+    let scene = scene(5);
+    run(async {
+        let listener = Listener::new(&scene.dice, &[]);
+        scene.attempt(&listener, 30, |_| {}).await.unwrap();
+        let (_, epoch) = scene.volume.s.relinquished.borrow().unwrap();
+        scene.volume.s.redirected.set(None);
+        let target = &scene.node.target;
+        target.taken_when_asked.set(target.owned.take());
+        target.seen.set(Generation(1));
+        let receiver = scene.node.open().await.unwrap();
+        let again = sender(&scene.volume);
+        let dial = async || listener.dial().await;
+        let forward = pin!(roll_forward(&again, &scene.plan, epoch, dial, |_| {}));
+        match select(forward, pin!(listener.serve(&receiver))).await {
+            Either::Left((result, _)) => result.unwrap(),
+            Either::Right(_) => unreachable!("the listener listens for ever"),
+        }
+        scene.assert_moved();
+    });
+}
+
 /// The target took the volume, but the source never heard of it; then the target gave it back, and the
 /// source, owner again, still asked the target to take the old generation, for ever, where it should
 /// have been sending increments. A generation that was overtaken is not asked for again.

@@ -187,10 +187,11 @@ impl Rows {
             .chain(&mut self.guests)
             .chain(&mut self.workload)
             .chain([&mut self.disk, &mut self.dirtied, &mut self.replicated]);
-        let theirs = (own.iter())
-            .chain(&guests)
-            .chain(&workload)
-            .chain([&disk, &dirtied, &replicated]);
+        let theirs =
+            (own.iter())
+                .chain(&guests)
+                .chain(&workload)
+                .chain([&disk, &dirtied, &replicated]);
         for (sum, value) in mine.flatten().zip(theirs.flatten()) {
             if value.is_finite() {
                 add(sum, *value);

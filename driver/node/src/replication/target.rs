@@ -1,10 +1,10 @@
 //! The standby volume, as the receiving mover's thread sees it: calls to its home shard.
 
 use crate::engine::VolumeHandle;
-use block::{Epoch, Generation, Result};
+use block::{Epoch, ErrorKind, Generation, Result};
 use replica::Target;
 use std::sync::Arc;
-use volume::{Role, Volume};
+use volume::Volume;
 
 /// What goes with a change of owner on the node that becomes it, besides the volume's own record.
 pub trait Succession: Send + Sync {
@@ -64,11 +64,15 @@ impl Target for ShardTarget {
     }
 
     async fn owned(&self) -> Result<Option<Generation>> {
-        self.handle
-            .call(|v, _| match v.role() {
-                Role::Owner { generation, .. } => Some(generation),
-                _ => None,
-            })
-            .await
+        let Some(generation) = self.handle.call(|v, _| v.owned()).await? else {
+            return Ok(None);
+        };
+        // A former owner that hears of it asks no more, and this node may not own it after a power cut
+        // before that is durable.
+        match self.observe(generation).await {
+            Ok(()) => Ok(Some(generation)),
+            Err(e) if e.kind() == ErrorKind::Fenced => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 }

@@ -341,6 +341,8 @@ impl Source for MemVolume {
 pub struct MemTarget {
     pub seen: Rc<Cell<Generation>>,
     pub owned: Rc<Cell<Option<Generation>>>,
+    /// It is activated for this generation just after somebody asks whether it owns the volume.
+    pub taken_when_asked: Rc<Cell<Option<Generation>>>,
     pub activations: Rc<Cell<u64>>,
 }
 
@@ -369,7 +371,12 @@ impl Target for MemTarget {
         Ok(self.seen.get())
     }
     async fn owned(&self) -> Result<Option<Generation>> {
-        Ok(self.owned.get())
+        let owned = self.owned.get();
+        if let Some(generation) = self.taken_when_asked.take() {
+            self.owned.set(Some(generation));
+            self.seen.set(generation);
+        }
+        Ok(owned)
     }
     async fn gave_up(&self) -> Result<Option<(Generation, Epoch)>> {
         Ok(None)
