@@ -5,8 +5,8 @@ use super::engine::{Forecast, Memory};
 use super::scene::Scene;
 use super::series::Series;
 
-/// Days replayed to learn whom to believe: the longer memory of the gate has a half-life of three, and ten
-/// were no better.
+/// Days replayed to learn whom to believe. Two were as good on real series, but what happens once a day must
+/// have been judged a few times before it is believed.
 pub const REPLAY_DAYS: usize = 7;
 
 /// Forecasts the next `horizon` points of a series.
