@@ -15,8 +15,8 @@ use world::{Dice, VOLUME, run};
 
 const SIZE: u64 = MIB;
 
-/// A connection on which one frame is said after the greeting: why the receiver ended it.
-async fn say(node: &Node, dice: &Dice, epoch: Epoch, message: &Message<'_>) -> Error {
+/// A connection on which frames of an epoch are said after the greeting: why the receiver ended it.
+async fn say(node: &Node, dice: &Dice, epoch: u64, messages: &[Message<'_>]) -> Error {
     let (source, end) = pair(dice, Fault::None, Fault::None);
     let receiver = node.open().await.unwrap();
     let mut encoder = Encoder::new(SessionId(dice.roll(u64::MAX)));
@@ -27,8 +27,9 @@ async fn say(node: &Node, dice: &Dice, epoch: Epoch, message: &Message<'_>) -> E
         size: SIZE,
     });
     let mut said = Vec::new();
-    for (epoch, message) in [(Epoch(0), &hello), (epoch, message)] {
-        encoder.encode(Generation(1), epoch, message, &mut said);
+    encoder.encode(Generation(1), Epoch(0), &hello, &mut said);
+    for message in messages {
+        encoder.encode(Generation(1), Epoch(epoch), message, &mut said);
     }
     let speak = async {
         source.send(said).await.0.unwrap();
@@ -40,34 +41,76 @@ async fn say(node: &Node, dice: &Dice, epoch: Epoch, message: &Message<'_>) -> E
     join(speak, serve).await.1
 }
 
+/// A copy of a volume that a source has brought to a point in time.
+async fn copied(dice: &Dice) -> Node {
+    let volume = MemVolume::new(MemDisk::new(SIZE, dice, &forever()));
+    fill(&volume, dice);
+    let (sender, node) = (sender(&volume), Node::new(SIZE, dice));
+    let receiver = node.open().await.unwrap();
+    let work = connection(dice, &sender, &receiver, CLEAN, async |s| {
+        s.catch_up().await.map(drop)
+    });
+    work.await.0.unwrap();
+    assert_eq!(receiver.record().state, State::Consistent);
+    node
+}
+
 /// An increment on top of one that the copy never got, or one that it has already, would leave it a mixture
 /// of points in time that calls itself one.
 #[test]
 fn an_epoch_that_does_not_follow_the_copys_is_refused() {
     run(async {
         let dice = Dice::new(8);
-        let volume = MemVolume::new(MemDisk::new(SIZE, &dice, &forever()));
-        fill(&volume, &dice);
-        let (sender, node) = (sender(&volume), Node::new(SIZE, &dice));
-        let receiver = node.open().await.unwrap();
-        let work = connection(&dice, &sender, &receiver, CLEAN, async |s| {
-            s.catch_up().await.map(drop)
-        });
-        work.await.0.unwrap();
-        let before = receiver.record();
-        assert_eq!(before.state, State::Consistent);
+        let node = copied(&dice).await;
+        let before = node.open().await.unwrap().record();
         let content = node.image.content();
         let has = before.epoch.0;
+        let begin = |base| [Message::EpochBegin { base }];
         for (base, epoch) in [(has + 1, has + 2), (has, has), (has - 1, has), (0, has - 1)] {
-            let e = say(&node, &dice, Epoch(epoch), &Message::EpochBegin { base }).await;
+            let e = say(&node, &dice, epoch, &begin(base)).await;
             assert_eq!(e.kind(), ErrorKind::Invalid, "{base} to {epoch}: {e}");
             assert!(e.to_string().contains("does not follow this copy"), "{e}");
         }
         // One that follows is taken, and its end awaited.
-        let next = Epoch(has + 1);
-        let e = say(&node, &dice, next, &Message::EpochBegin { base: has }).await;
+        let e = say(&node, &dice, has + 1, &begin(has)).await;
         assert_eq!(e.kind(), ErrorKind::Disconnected, "{e}");
         assert_eq!(node.open().await.unwrap().record(), before);
         assert_same("the copy", &node.image.content(), &content);
+    });
+}
+
+/// A source that counts frames which it never sent, as one that lost some of them would. What is committed
+/// without them is no point in time.
+#[test]
+fn an_epoch_whose_frames_did_not_all_arrive_is_refused() {
+    run(async {
+        let dice = Dice::new(9);
+        let node = copied(&dice).await;
+        let before = node.open().await.unwrap().record();
+        let has = before.epoch.0;
+        let mut none = [0; 16];
+        none.copy_from_slice(&blake3::hash(b"").as_bytes()[..16]);
+        let epoch = |frames, bytes, digest| {
+            [
+                Message::EpochBegin { base: has },
+                Message::EpochEnd {
+                    frames,
+                    bytes,
+                    digest,
+                },
+            ]
+        };
+        for (frames, bytes, digest) in [(1, 0, none), (0, 4096, none), (0, 0, [7; 16])] {
+            let e = say(&node, &dice, has + 1, &epoch(frames, bytes, digest)).await;
+            assert_eq!(e.kind(), ErrorKind::Corrupt, "{frames} with {bytes}: {e}");
+            assert_eq!(node.open().await.unwrap().record(), before);
+        }
+        let e = say(&node, &dice, has + 1, &epoch(0, 0, none)).await;
+        assert_eq!(e.kind(), ErrorKind::Disconnected, "{e}");
+        let after = node.open().await.unwrap().record();
+        assert_eq!(
+            (after.epoch, after.state),
+            (Epoch(has + 1), State::Consistent)
+        );
     });
 }
