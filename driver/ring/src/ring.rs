@@ -190,6 +190,30 @@ impl Ring {
         &mut self,
         file: FileId,
         offset: u64,
+        buf: AlignedBuf,
+        range: Range<usize>,
+        token: Token,
+    ) {
+        self.read_with(squeue::Flags::empty(), file, offset, buf, range, token);
+    }
+
+    /// As [`Ring::read`], by a kernel worker from the start: this thread copies nothing when it submits.
+    pub fn read_by_worker(
+        &mut self,
+        file: FileId,
+        offset: u64,
+        buf: AlignedBuf,
+        range: Range<usize>,
+        token: Token,
+    ) {
+        self.read_with(squeue::Flags::ASYNC, file, offset, buf, range, token);
+    }
+
+    fn read_with(
+        &mut self,
+        flags: squeue::Flags,
+        file: FileId,
+        offset: u64,
         mut buf: AlignedBuf,
         range: Range<usize>,
         token: Token,
@@ -200,7 +224,7 @@ impl Ring {
             Target::Fixed(fd) => opcode::Read::new(fd, ptr, len).offset(offset).build(),
             Target::Plain(fd) => opcode::Read::new(fd, ptr, len).offset(offset).build(),
         });
-        self.start(entry, token, Data::Buf(buf), None);
+        self.start(entry.flags(flags), token, Data::Buf(buf), None);
     }
 
     /// Write `range` of `buf` at `offset` of a file.

@@ -1,4 +1,4 @@
-//! Writes into the page cache that need no worker thread.
+//! What the shard copies to and from the page cache itself, and what kernel workers copy for it.
 //!
 //! ext4 has no asynchronous buffered write: io_uring hands each one to a kernel worker, which
 //! costs several times the copy itself. A write into the page cache does not sleep in the normal
@@ -8,12 +8,19 @@
 //! - little is dirty machine-wide, so the kernel will not throttle writers;
 //! - no worker holds the inode's lock for a write or a fallocate of ours;
 //! - the last such write was quick. One that was not sends everything to the workers for a while.
+//!
+//! A read that the page cache has is copied by the shard too. While a long one is, nothing else of the
+//! shard goes on; so when others wait on the same connection a worker copies it, and the shard sends
+//! meanwhile.
 
 use block::Nanos;
 use std::time::Duration;
 
-/// Longest write that is copied by the shard: some 30 µs.
+/// Longest write that is copied by the shard, and longest read with others beside it: some 30 µs.
 const INLINE_MAX: u64 = 256 << 10;
+/// Reads of an image that workers copy at a time: one while the shard sends, and one that is ready when it
+/// has sent. More would only take the processor from the clients.
+const COPIED_MAX: u32 = 2;
 /// A copy that took longer has slept; normal is a few microseconds.
 const SLOW: Duration = Duration::from_millis(2);
 /// How long everything goes to worker threads after a slow one.
@@ -33,6 +40,8 @@ pub(crate) struct Inline {
     penance_until: Nanos,
     /// Operations that may hold the inode's lock.
     pub(crate) workers: u32,
+    /// Reads that workers copy.
+    copied: u32,
 }
 
 impl Inline {
@@ -51,6 +60,17 @@ impl Inline {
             self.calm = std::fs::read_to_string("/proc/vmstat").is_ok_and(|s| is_calm(&s));
         }
         self.calm
+    }
+
+    /// Whether a worker is to copy a read that the page cache probably has. If so, [`Inline::copied`] follows.
+    pub(crate) fn leaves(&mut self, len: u64, has_company: bool) -> bool {
+        let leaves = has_company && len > INLINE_MAX && self.copied < COPIED_MAX;
+        self.copied += u32::from(leaves);
+        leaves
+    }
+
+    pub(crate) fn copied(&mut self) {
+        self.copied -= 1;
     }
 
     pub(crate) fn took(&mut self, now: Nanos, duration: Duration) {
@@ -88,6 +108,23 @@ mod tests {
         assert!(is_calm(s));
         assert!(!is_calm(&s.replace("nr_dirty 10", "nr_dirty 96")));
         assert!(!is_calm("nr_dirty 1\n"));
+    }
+
+    #[test]
+    fn two_long_reads_that_are_not_alone_are_copied_by_workers() {
+        let mut inline = Inline::default();
+        assert!(
+            !inline.leaves(1 << 20, false),
+            "nothing else would go on meanwhile"
+        );
+        assert!(
+            !inline.leaves(INLINE_MAX, true),
+            "a short copy is made at once"
+        );
+        assert!(inline.leaves(1 << 20, true) && inline.leaves(1 << 20, true));
+        assert!(!inline.leaves(1 << 20, true), "two are enough");
+        inline.copied();
+        assert!(inline.leaves(1 << 20, true));
     }
 
     #[test]

@@ -238,7 +238,7 @@ impl Image {
     }
 
     /// A read from the page cache: what is there is copied at once, and only what is missing is the
-    /// ring's.
+    /// ring's. A long one that is not alone goes to a worker as it is.
     fn cached_read(
         &mut self,
         ring: &mut Ring,
@@ -247,6 +247,12 @@ impl Image {
         mut buf: AlignedBuf,
     ) -> Progress {
         let offset = |io: &Io| io.wide.offset + io.moved as u64;
+        let range = io.moved..buf.len();
+        if self.inline.leaves(range.len() as u64, io.has_company) {
+            io.is_copied = true;
+            ring.read_by_worker(self.main, offset(io), buf, range, token);
+            return Progress::More;
+        }
         if self.reads_cached
             && let Some(fd) = ring.fd(self.main)
         {
@@ -317,6 +323,9 @@ impl Image {
     ) -> Progress {
         if io.work != Work::Read && self.buffered.is_none() {
             self.inline.workers -= 1;
+        }
+        if std::mem::take(&mut io.is_copied) {
+            self.inline.copied();
         }
         match result {
             // The end of the file inside the span: somebody made it shorter.

@@ -56,6 +56,9 @@ pub struct Io {
     pub(crate) stage: Stage,
     /// Bytes of the buffer that are transferred.
     pub(crate) moved: usize,
+    pub(crate) has_company: bool,
+    /// A worker copies it from the page cache.
+    pub(crate) is_copied: bool,
     /// Pieces of a zeroing still to do, last first; at most head, body, tail.
     pub(crate) pieces: [Option<Piece>; 3],
     pub(crate) punched: bool,
@@ -70,6 +73,8 @@ impl Default for Io {
             buf: None,
             stage: Stage::Idle,
             moved: 0,
+            has_company: false,
+            is_copied: false,
             pieces: [None; 3],
             punched: false,
         }
@@ -77,6 +82,11 @@ impl Default for Io {
 }
 
 impl Io {
+    /// The caller has other work than this request: a long copy is better made by another thread.
+    pub fn set_company(&mut self) {
+        self.has_company = true;
+    }
+
     /// Where the guest's bytes lie in the buffer.
     #[must_use]
     pub fn payload(&self) -> Range<usize> {

@@ -201,6 +201,9 @@ impl EngineShard {
             };
             connection.held_bytes += bytes;
             io.set_buffer(buf);
+            if connection.session.in_flight() > 1 {
+                io.set_company();
+            }
         }
         let place = cell.requests.get(slot);
         place.connection = c;
