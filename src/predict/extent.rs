@@ -6,10 +6,20 @@
 //!
 //! Two things four windows cannot see are remembered beside it. A **periodic job**: an extent whose
 //! writes come at an even distance is due again one distance after the last. And **distance**: new
-//! writes fall near old ones, on every scale, so what lies far from any write is coldest.
+//! writes fall near old ones, so what lies far from any write is coldest.
 //!
 //! Seeding in ascending order of these probabilities copies what will stay first and what will be
 //! written anyway last, when little time is left to write it again.
+//!
+//! ```text
+//! no write within 1 GiB │ none within 8 MiB  │ nearer: by powers of two │ written: by probability
+//! in the disk's order   │ in the disk's order│                          │
+//! ```
+//!
+//! What was never written falls into few classes, because distance tells no more: a file grows where it
+//! ends, and a new one is put somewhere into the part of the disk that is in use. Inside a class the order
+//! is the disk's. Whatever lies in the second class is then copied no earlier than a copy in the order of
+//! the disk would, wherever a burst falls in it.
 
 use std::collections::HashMap;
 
@@ -22,6 +32,10 @@ const PRIOR: f64 = 4.0;
 const DUE: f64 = 0.5;
 /// Distances between writes may differ by this share and still be one period.
 const EVEN: f64 = 0.2;
+/// Up to here the nearer is the hotter.
+const NEAR_BYTES: u64 = 8 << 20;
+/// From here on nothing is expected.
+const FAR_BYTES: u64 = 1 << 30;
 
 /// The memory of one extent that was ever written.
 #[derive(Clone, Copy, Debug, Default)]
@@ -105,8 +119,9 @@ impl Habits {
     /// All extents of a disk of `count`, coldest first; among equals in the order of the disk, so that
     /// the copy stays sequential.
     #[must_use]
-    pub fn coldest_first(&self, count: u64) -> Vec<u64> {
-        let mut order: Vec<(f64, u64)> = self.reaches(count).into_iter().zip(0..).collect();
+    pub fn coldest_first(&self, count: u64, extent_bytes: u64) -> Vec<u64> {
+        let reaches = self.reaches(count, extent_bytes);
+        let mut order: Vec<(f64, u64)> = reaches.into_iter().zip(0..).collect();
         for (extent, trail) in self.trails.iter().filter(|(extent, _)| **extent < count) {
             let often = f64::from(trail.written) / f64::from(self.window);
             order[*extent as usize].0 = self.probability(*extent).unwrap_or(0.0) + often;
@@ -115,9 +130,9 @@ impl Habits {
         order.into_iter().map(|(_, extent)| extent).collect()
     }
 
-    /// For each extent, minus the power of two of its distance from the nearest written one: always
-    /// below the heat of a written extent.
-    fn reaches(&self, count: u64) -> Vec<f64> {
+    /// For each extent, minus the class of its distance from the nearest written one: always below the
+    /// heat of a written extent.
+    fn reaches(&self, count: u64, extent_bytes: u64) -> Vec<f64> {
         let mut distance = vec![u64::MAX; count as usize];
         for extent in self.trails.keys().filter(|extent| **extent < count) {
             distance[*extent as usize] = 0;
@@ -128,10 +143,12 @@ impl Habits {
         for i in (1..distance.len()).rev() {
             distance[i - 1] = distance[i - 1].min(distance[i].saturating_add(1));
         }
-        distance
-            .into_iter()
-            .map(|d| -f64::from(u64::BITS - d.leading_zeros()))
-            .collect()
+        let class = |extents: u64| match extents.saturating_mul(extent_bytes) {
+            FAR_BYTES.. => u64::BITS + 2,
+            NEAR_BYTES.. => u64::BITS + 1,
+            _ => u64::BITS - extents.leading_zeros(),
+        };
+        distance.into_iter().map(|d| -f64::from(class(d))).collect()
     }
 
     /// Extents expected to be written in the next window.
@@ -158,13 +175,14 @@ mod tests {
                 vec![700]
             });
         }
-        let order = habits.coldest_first(1000);
+        let order = habits.coldest_first(1000, 64 << 10);
         assert_eq!(order.len(), 1000);
         assert_eq!(order[998..], [7, 700]);
-        assert_eq!(
-            order[0], 263,
-            "first of those furthest from both on a scale of powers of two"
-        );
+        assert_eq!(order[0], 135, "the first that is eight MiB from both");
+        let larger = habits.coldest_first(1000, 4 << 20);
+        assert_eq!(larger[0], 263, "the first that is a GiB from both");
+        assert_eq!(larger[181..183], [444, 956], "in the order of the disk");
+        assert_eq!(larger[226], 0, "then what is eight MiB from both");
         assert!(habits.probability(700) > Some(0.7));
         assert!(
             habits.probability(7) >= Some(DUE),
