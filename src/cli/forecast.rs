@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::out::{figure, text};
-use super::{Failure, Out};
+use super::{Failure, Out, samples};
 use crate::predict::{self, Forecast, Series, backtest, csv, fan, quantile, series};
 
 /// Levels printed for each step, and for the window's maximum.
@@ -32,7 +32,7 @@ const DRAWN_DAYS: usize = 1;
 /// Forecast a series, or score forecasts of its past
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// A CSV file with a header: a column of times and one or more of values
+    /// A CSV file (or .csv.gz) with a header: a column of times and one or more of values
     #[arg(long, value_name = "FILE.csv", required = true, num_args = 1..)]
     history: Vec<PathBuf>,
     /// The column to forecast, if there are several
@@ -117,9 +117,8 @@ fn load(path: &Path, args: &Args, out: &Out) -> Result<Vec<(String, Series)>, Fa
     let failed = |why: &dyn std::fmt::Display| {
         Failure::new(format!("read the history {}: {why}", path.display()))
     };
-    let bytes = std::fs::read(path).map_err(|e| failed(&e))?;
-    let histories = csv::read(&String::from_utf8_lossy(&bytes), args.column.as_deref())
-        .map_err(|e| failed(&e))?;
+    let text = samples::read(path)?;
+    let histories = csv::read(&text, args.column.as_deref()).map_err(|e| failed(&e))?;
     if let Some(vm) = args.vm.as_ref().filter(|vm| !histories.contains_key(*vm)) {
         return Err(failed(&format!("it has no machine `{vm}`")));
     }

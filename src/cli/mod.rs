@@ -23,6 +23,7 @@ mod planned;
 mod progress;
 mod provision;
 mod replica;
+mod samples;
 mod serve;
 mod simulate;
 mod simulate_cycle;

@@ -1,7 +1,7 @@
 //! `forerun simulate fleet`: the planner replayed over VM series that have happened.
 
 use super::out::{bytes, figure, text};
-use super::{Failure, Out};
+use super::{Failure, Out, samples};
 use crate::planner::replay::{
     self, Forerun, HomeNode, Keeper, MostRecent, Nothing, Oracle, Recent, Tally, Vm, World,
 };
@@ -432,26 +432,12 @@ fn vm(name: &u64, home: usize, samples: &BTreeMap<u64, Sample>, first: u64, step
 fn load(dir: &Path) -> Result<Series, Failure> {
     let fail =
         |e: &dyn std::fmt::Display| Failure::new(format!("read series in {}: {e}", dir.display()));
-    let entries = std::fs::read_dir(dir).map_err(|e| fail(&e))?;
     let mut series = Series::new();
-    for path in entries.flatten().map(|e| e.path()) {
-        let name = path.to_string_lossy();
-        let text = if name.ends_with(".csv.gz") {
-            let gzip = std::process::Command::new("gzip")
-                .arg("-dc")
-                .arg(&path)
-                .output();
-            let gzip = gzip.map_err(|e| fail(&format!("run gzip on {name}: {e}")))?;
-            String::from_utf8_lossy(&gzip.stdout).into_owned()
-        } else if name.ends_with(".csv") {
-            read(&path)?
-        } else {
-            continue;
-        };
+    for (name, text) in samples::all(dir)? {
         parse(&text, &mut series).map_err(|e| fail(&format!("{name}: {e}")))?;
     }
     if series.is_empty() {
-        return Err(fail(&"no .csv or .csv.gz file with samples"));
+        return Err(fail(&"no samples in its files"));
     }
     Ok(series)
 }

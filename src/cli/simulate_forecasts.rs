@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::{Failure, Out};
+use super::{Failure, Out, samples};
 use crate::predict::cycle::{self, Limits, Task};
 use crate::predict::series::DAY_SECONDS;
 use crate::predict::{Memory, Series, csv, quantile};
@@ -185,12 +185,8 @@ fn load(folder: &Path) -> Result<Vec<Vec<f64>>, Failure> {
         Failure::new(format!("read fleet files in {}: {why}", folder.display()))
     };
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(|e| failed(&e))? {
-        let path = entry.map_err(|e| failed(&e))?.path();
-        if path.extension().is_none_or(|e| e != "csv") {
-            continue;
-        }
-        let text = std::fs::read_to_string(&path).map_err(|e| failed(&e))?;
+    for (name, text) in samples::all(folder)? {
+        let failed = |why: &dyn std::fmt::Display| failed(&format!("{name}: {why}"));
         for column in COLUMNS {
             let histories = csv::read(&text, Some(column)).map_err(|e| failed(&e))?;
             let series = histories
@@ -204,7 +200,7 @@ fn load(folder: &Path) -> Result<Vec<Vec<f64>>, Failure> {
         }
     }
     if found.is_empty() {
-        return Err(failed(&"no .csv file with usable series (unpack it first)"));
+        return Err(failed(&"no series in them is long enough"));
     }
     Ok(found)
 }
