@@ -4,6 +4,8 @@
 //! The baseline is exponential smoothing with the quantiles of its own errors at each step, over all
 //! history. Nothing here is fitted to the part that is scored: the forecaster learns as it goes.
 
+use std::num::NonZeroUsize;
+
 use super::engine::{Forecast, ISSUE_EVERY, Memory};
 use super::quantile::{self, LEVELS, Quantiles};
 use super::scene::Scene;
@@ -76,12 +78,9 @@ pub fn run(series: &Series, plan: Plan) -> Option<(Scores, Sight)> {
     } else {
         Memory::new(horizon)
     };
-    memory.replay(
-        &Scene::new(values, first, day),
-        first,
-        super::forecast::REPLAY_DAYS * day,
-        0,
-    );
+    let past = Scene::new(values, first, day);
+    let week = super::forecast::REPLAY_DAYS * day;
+    memory.replay(&past, first, week, 0, NonZeroUsize::MIN);
     let mut scene = Scene::new(values, first, day);
     let mut scaled_at = first;
     let mut issue_at = first;
@@ -113,7 +112,9 @@ struct Tally {
 
 impl Tally {
     fn add(&mut self, scene: &Scene<'_>, now: usize, forecast: &Forecast) {
-        let baseline = smoothing::spread(scene, now, forecast.steps.len(), BASELINE_ERRORS);
+        let levels = smoothing::Levels::new(scene.values, &[now]);
+        let horizon = forecast.steps.len();
+        let baseline = smoothing::spread(now, horizon, levels.at(0), BASELINE_ERRORS);
         let mut sample = Vec::new();
         let mut top = f64::MIN;
         for (step, quantiles) in forecast.steps.iter().enumerate() {

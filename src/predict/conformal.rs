@@ -8,6 +8,7 @@
 
 use super::quantile::{K, LEVELS};
 
+/// A multiple of four.
 pub(super) const BINS: usize = 200;
 /// The bound of the adaptive nudge.
 const NUDGE_LIMIT: f64 = 0.1;
@@ -86,21 +87,21 @@ impl Calibration {
 
     /// The level at which to read a forecast for each of [`LEVELS`], never decreasing.
     pub fn levels(&self) -> [f64; K] {
-        let total: f64 = self.bins.iter().map(|bin| f64::from(*bin)).sum();
+        let total = self.total();
         let mut read = [1.0; K];
         let (mut passed, mut k) = (0.0, 0);
         for (i, bin) in self.bins.iter().enumerate() {
-            let share = f64::from(*bin) / total;
-            while k < K && passed + share >= LEVELS[k] {
-                let part = if share > 0.0 {
-                    (LEVELS[k] - passed) / share
+            let bin = f64::from(*bin);
+            while k < K && passed + bin >= LEVELS[k] * total {
+                let part = if bin > 0.0 {
+                    (LEVELS[k] * total - passed) / bin
                 } else {
                     0.0
                 };
                 read[k] = (i as f64 + part) / BINS as f64;
                 k += 1;
             }
-            passed += share;
+            passed += bin;
         }
         let mut least = 0.0f64;
         for (level, nudge) in read.iter_mut().zip(self.nudge) {
@@ -108,5 +109,16 @@ impl Calibration {
             *level = least;
         }
         read
+    }
+
+    /// The weight of all outcomes. Summed in lanes: a single sum waits for each addition.
+    fn total(&self) -> f64 {
+        let mut lanes = [0.0; 4];
+        for four in self.bins.as_chunks::<4>().0 {
+            for (lane, bin) in lanes.iter_mut().zip(four) {
+                *lane += f64::from(*bin);
+            }
+        }
+        lanes.iter().sum()
     }
 }

@@ -95,8 +95,8 @@ fn foresee<K>(task: Task<K>, place: usize, limits: Limits, replays: &AtomicUsize
     let replay = is_due && replays.fetch_add(1, Ordering::Relaxed) < limits.replays;
     if replay {
         // Each series at another phase, so that not all of them issue in the same cycle.
-        memory = Memory::new(horizon);
-        memory.replay(&scene, now, REPLAY_DAYS * scene.day, place % ISSUE_EVERY);
+        let (span, phase) = (REPLAY_DAYS * scene.day, place % ISSUE_EVERY);
+        memory.replay(&scene, now, span, phase, NonZeroUsize::MIN);
     }
     let issued = memory.keep_up(&scene, now);
     Foresight {

@@ -17,12 +17,15 @@
 //! every five minutes or once an hour comes to the same memory.
 
 use std::collections::VecDeque;
+use std::num::NonZeroUsize;
 
 use super::conformal::{self, Calibration};
 use super::expert::{self, EXPERTS, NAMES, Sight};
 use super::gate::{Gate, Shares};
 use super::quantile::{self, K, Quantiles};
 use super::scene::{Outlook, Scene};
+use super::smoothing::Levels;
+use super::verdict::{self, Panel, Question, Rehearsed, Verdict};
 
 /// Forecasts are judged in three ranges of steps: the next quarter hour or so, the hour, the rest.
 pub(super) const RANGES: usize = 3;
@@ -38,12 +41,6 @@ fn range(step: usize) -> usize {
     RANGE_ENDS.iter().filter(|end| step >= **end).count()
 }
 
-/// Whether a forecast issued at `at` is judged on `step`. A fifth of the steps say as much as all; which
-/// fifth changes with the issue, so that no phase of a job escapes.
-fn judged(at: i64, step: usize) -> bool {
-    step == 0 || step == 2 || (at + step as i64) % 5 == 0
-}
-
 /// A forecast waiting for its outcome.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Issued {
@@ -52,6 +49,13 @@ pub(super) struct Issued {
     pub(super) shares: [Shares; RANGES],
     pub(super) window_shares: Shares,
     pub(super) outlooks: Box<[Outlook; EXPERTS]>,
+}
+
+impl Issued {
+    fn judge(&self, scene: &Scene<'_>, horizon: usize, question: Question) -> Verdict {
+        let at = (self.at - scene.origin) as usize;
+        Panel::new(scene, at, horizon, &self.outlooks).judge(question)
+    }
 }
 
 /// What has been learned about one series.
@@ -114,15 +118,37 @@ impl Memory {
         }
     }
 
-    /// Learns from the last `span` samples before `now`, as if it had been there, beginning `phase`
-    /// samples late.
-    pub fn replay(&mut self, scene: &Scene<'_>, now: usize, span: usize, phase: usize) {
+    /// Forgets what it knew and learns from the last `span` samples before `now`, as if it had been there,
+    /// beginning `phase` samples late. What comes of it does not depend on the number of threads.
+    pub fn replay(
+        &mut self,
+        scene: &Scene<'_>,
+        now: usize,
+        span: usize,
+        phase: usize,
+        threads: NonZeroUsize,
+    ) {
+        *self = Self {
+            fitted: self.fitted,
+            ..Self::new(self.horizon)
+        };
         let warm = scene.day.min(now / 2);
-        let first = now.saturating_sub(span).max(warm).max(1);
-        for at in (first + phase..now).step_by(ISSUE_EVERY) {
-            self.advance(scene, at);
+        let first = now.saturating_sub(span).max(warm).max(1) + phase;
+        let moments: Vec<usize> = (first..now).step_by(ISSUE_EVERY).collect();
+        let past = verdict::rehearse(scene, &moments, now, self.horizon, self.fitted, threads);
+        let heard = |past: Rehearsed| (past.sight, past.verdicts.into_iter());
+        let (sights, mut verdicts): (Vec<_>, Vec<_>) = past.into_iter().map(heard).unzip();
+        let horizon = self.horizon;
+        let mut judge = |issued: &Issued, question| {
+            let place = ((issued.at - scene.origin) as usize - first) / ISSUE_EVERY;
+            let verdict = verdicts[place].next();
+            verdict.unwrap_or_else(|| issued.judge(scene, horizon, question))
+        };
+        for (at, sight) in moments.into_iter().zip(sights) {
+            self.settle_by(scene, at, &mut judge);
+            self.issue(scene, at, sight);
         }
-        self.settle(scene, now);
+        self.settle_by(scene, now, &mut judge);
         self.replayed = true;
     }
 
@@ -147,8 +173,17 @@ impl Memory {
     /// Judges what is known by `now`, then issues a forecast to be judged later.
     pub fn advance(&mut self, scene: &Scene<'_>, now: usize) {
         self.settle(scene, now);
+        self.issue(scene, now, self.sight(scene, now));
+    }
+
+    fn sight(&self, scene: &Scene<'_>, now: usize) -> Sight {
+        let levels = Levels::new(scene.values, &[now]);
+        expert::sight(scene, now, self.horizon, self.fitted, levels.at(0))
+    }
+
+    fn issue(&mut self, scene: &Scene<'_>, now: usize, sight: Sight) {
+        let Sight { outlooks, novelty } = sight;
         self.issued_at = scene.origin + now as i64;
-        let Sight { outlooks, novelty } = expert::sight(scene, now, self.horizon, self.fitted);
         self.issued.push_back(Issued {
             at: self.issued_at,
             shares: std::array::from_fn(|r| self.gates[r].shares(novelty)),
@@ -172,6 +207,20 @@ impl Memory {
 
     /// Learns from every outcome before `now` that was still open.
     pub fn settle(&mut self, scene: &Scene<'_>, now: usize) {
+        let horizon = self.horizon;
+        self.settle_by(scene, now, |issued, question| {
+            issued.judge(scene, horizon, question)
+        });
+    }
+
+    /// The same with verdicts from elsewhere. They are asked for in the order of time: of each issue first
+    /// the steps, then the window.
+    fn settle_by(
+        &mut self,
+        scene: &Scene<'_>,
+        now: usize,
+        mut judge: impl FnMut(&Issued, Question) -> Verdict,
+    ) {
         let end = scene.origin + now as i64;
         // A clock set back: what was issued after now will never be judged at its time.
         self.issued
@@ -185,11 +234,17 @@ impl Memory {
             self.age(1);
             for issued in issued.iter().filter(|issued| issued.at <= point) {
                 let step = (point - issued.at) as usize;
-                if step < self.horizon && judged(issued.at, step) {
-                    self.settle_step(scene, issued, step);
+                if step < self.horizon && verdict::judged(issued.at, step) {
+                    let (verdict, range) = (judge(issued, Question::Step(step)), range(step));
+                    let (low, high) = verdict.place(&issued.shares[range]);
+                    self.gates[range].learn(&verdict.losses);
+                    self.calibrations[range].learn(low, high);
                 }
                 if step + 1 == self.horizon {
-                    self.settle_window(scene, issued);
+                    let verdict = judge(issued, Question::Window);
+                    let (low, high) = verdict.place(&issued.window_shares);
+                    self.window_gate.learn(&verdict.losses);
+                    self.window_calibration.learn(low, high);
                 }
             }
             self.settled_to = point + 1;
@@ -206,32 +261,9 @@ impl Memory {
         }
     }
 
-    fn settle_step(&mut self, scene: &Scene<'_>, issued: &Issued, step: usize) {
-        let range = range(step);
-        let at = (issued.at - scene.origin) as usize;
-        let sample = |outlook: &Outlook, out: &mut Vec<f64>| outlook.sample(scene, at, step, out);
-        let actual = scene.values[at + step];
-        let (losses, low, high) = judge(issued, &issued.shares[range], actual, sample);
-        self.gates[range].learn(&losses);
-        self.calibrations[range].learn(low, high);
-    }
-
-    fn settle_window(&mut self, scene: &Scene<'_>, issued: &Issued) {
-        let at = (issued.at - scene.origin) as usize;
-        let sample =
-            |outlook: &Outlook, out: &mut Vec<f64>| outlook.maxima(scene, at, self.horizon, out);
-        let actual = scene.values[at..at + self.horizon]
-            .iter()
-            .copied()
-            .fold(f64::MIN, f64::max);
-        let (losses, low, high) = judge(issued, &issued.window_shares, actual, sample);
-        self.window_gate.learn(&losses);
-        self.window_calibration.learn(low, high);
-    }
-
     /// The forecast from `now` on.
     pub fn forecast(&self, scene: &Scene<'_>, now: usize) -> Forecast {
-        let Sight { outlooks, novelty } = expert::sight(scene, now, self.horizon, self.fitted);
+        let Sight { outlooks, novelty } = self.sight(scene, now);
         let shares: [Shares; RANGES] = std::array::from_fn(|r| self.gates[r].shares(novelty));
         let window_shares = self.window_gate.shares(novelty);
         let levels: [_; RANGES] = std::array::from_fn(|r| self.calibrations[r].levels());
@@ -321,35 +353,38 @@ fn read(pool: &mut [(f64, f64)], levels: &[f64; K]) -> Quantiles {
     quantiles
 }
 
-/// Each expert's loss on one outcome, and between which levels of the mixture it fell. An expert
-/// without an opinion loses the most.
-fn judge(
-    issued: &Issued,
-    shares: &Shares,
-    actual: f64,
-    mut draw: impl FnMut(&Outlook, &mut Vec<f64>),
-) -> ([f64; EXPERTS], f64, f64) {
-    let (mut low, mut high, mut voiced) = (0.0, 0.0, 0.0);
-    let mut sample = Vec::new();
-    let mut losses = [f64::NAN; EXPERTS];
-    for (i, outlook) in issued.outlooks.iter().enumerate() {
-        draw(outlook, &mut sample);
-        if sample.is_empty() {
-            continue;
+#[cfg(test)]
+mod tests {
+    use super::super::series::Series;
+    use super::*;
+
+    /// A replay hears all verdicts beforehand, and on several threads; a memory that was there hears them
+    /// one by one.
+    #[test]
+    fn a_replay_comes_to_the_memory_that_was_there_all_the_time() {
+        let value = |i: i64| (i * 7919 % 61) as f64 + if i > 1100 { 40.0 } else { 0.0 };
+        let samples: Vec<_> = (0..1500).map(|i| (i * 300, value(i))).collect();
+        let series = Series::from_samples(&samples).unwrap();
+        let scene = Scene::of(&series);
+        for (now, span, phase) in [
+            (1500, 700, 0),
+            (1490, 700, 5),
+            (1100, 2000, 22),
+            (40, 10, 0),
+        ] {
+            let mut there = Memory::new(48);
+            let first = (now - now.min(span)).max(scene.day.min(now / 2));
+            for at in (first + phase..now).step_by(ISSUE_EVERY) {
+                there.advance(&scene, at);
+            }
+            there.settle(&scene, now);
+            there.replayed = true;
+            for threads in [1, 3] {
+                let mut replayed = there.clone();
+                let threads = NonZeroUsize::new(threads).unwrap();
+                replayed.replay(&scene, now, span, phase, threads);
+                assert_eq!(replayed, there, "{now} {span} {phase} {threads}");
+            }
         }
-        sample.sort_unstable_by(f64::total_cmp);
-        losses[i] = quantile::crps_of_sorted(&sample, actual);
-        let (below, upto) = quantile::share_of_sorted(&sample, actual);
-        let share = f64::from(shares[i]);
-        low += share * below;
-        high += share * upto;
-        voiced += share;
-    }
-    let worst = losses.iter().copied().fold(0.0, f64::max);
-    let losses = losses.map(|loss| if loss.is_nan() { 2.0 * worst } else { loss });
-    if voiced > 0.0 {
-        (losses, low / voiced, high / voiced)
-    } else {
-        (losses, 0.0, 1.0)
     }
 }

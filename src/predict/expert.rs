@@ -51,8 +51,9 @@ pub struct Sight {
     pub novelty: f32,
 }
 
-/// What each expert expects after the first `now` samples; the fitted ones only if asked to.
-pub fn sight(scene: &Scene<'_>, now: usize, horizon: usize, fitted: bool) -> Sight {
+/// What each expert expects after the first `now` samples, of which smoothing made `levels`; the fitted ones
+/// only if asked to.
+pub fn sight(scene: &Scene<'_>, now: usize, horizon: usize, fitted: bool, levels: &[f64]) -> Sight {
     let hour = (scene.day / 24).max(1);
     let width = hour.max(LEAST_WIDTH);
     let like = Likeness {
@@ -76,7 +77,7 @@ pub fn sight(scene: &Scene<'_>, now: usize, horizon: usize, fitted: bool) -> Sig
     let novelty = analogue::novelty(scene, now, &plain);
     let moved = at_level_of_now(scene, now, width.div_ceil(4), &plain);
     let outlooks = [
-        smoothing::outlook(scene, now, horizon),
+        smoothing::outlook(now, horizon, levels),
         Outlook::Recent { span: scene.day },
         Outlook::Recent { span: 3 * hour },
         Outlook::Phase {

@@ -89,7 +89,7 @@ pub fn drawn(
     if errors.is_empty() || !path.iter().chain(&errors).all(|v| v.is_finite()) {
         return None;
     }
-    errors.sort_unstable_by(f64::total_cmp);
+    quantile::sort(&mut errors);
     let level = |i: usize| (i as f64 + 0.5) / ERRORS as f64;
     let lowest = past.iter().copied().fold(f64::MAX, f64::min);
     let highest = past.iter().copied().fold(f64::MIN, f64::max);

@@ -15,10 +15,10 @@
 //! each series and horizon, and at each step
 //!
 //! ```text
-//! scene = Scene::of(&series)             the history up to now
-//! memory.replay(&scene, now, span, 0)    once, when the memory is new
-//! memory.keep_up(&scene, now)            judge what is known by now, issue what will be judged later
-//! memory.forecast(&scene, now)           quantiles of each step, of the window's maximum, paths
+//! scene = Scene::of(&series)                     the history up to now
+//! memory.replay(&scene, now, span, 0, threads)    once, when the memory is new
+//! memory.keep_up(&scene, now)                    judge what is known by now, issue what will be judged later
+//! memory.forecast(&scene, now)                   quantiles of each step, of the window's maximum, paths
 //! ```
 //!
 //! A point forecast is of no use to a planner: it asks how likely a host is to run out. So every
@@ -46,6 +46,7 @@ mod scene;
 pub mod seeding;
 pub mod series;
 mod smoothing;
+mod verdict;
 
 pub use engine::{Forecast, Memory};
 pub use forecast::{forecast, forecast_fitted};

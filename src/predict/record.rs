@@ -312,6 +312,7 @@ mod tests {
     use super::super::series::Series;
     use super::*;
     use proptest::prelude::*;
+    use std::num::NonZeroUsize;
 
     const STEP: i64 = 300;
 
@@ -330,7 +331,7 @@ mod tests {
     fn learned(series: &Series) -> Memory {
         let mut memory = Memory::new(48);
         let (scene, now) = (Scene::of(series), series.values.len());
-        memory.replay(&scene, now, now, 0);
+        memory.replay(&scene, now, now, 0, NonZeroUsize::MIN);
         memory
     }
 
@@ -344,7 +345,7 @@ mod tests {
         assert_eq!(restored, live);
         let scene = Scene::of(&series);
         let mut fitted = Memory::fitted(48);
-        fitted.replay(&scene, 3000, 200, 0);
+        fitted.replay(&scene, 3000, 200, 0, NonZeroUsize::MIN);
         assert_eq!(Memory::from_bytes(&fitted.to_bytes()), Ok(fitted));
         let (one, other) = (live.forecast(&scene, 3000), restored.forecast(&scene, 3000));
         assert_eq!(format!("{one:?}"), format!("{other:?}"));

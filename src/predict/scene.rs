@@ -5,6 +5,8 @@
 //! drown everything. `asinh` of the value over its own median keeps the order, spreads the quiet
 //! part, and makes every answer here indifferent to the unit of the series.
 
+use std::sync::OnceLock;
+
 use super::quantile;
 use super::series::Series;
 
@@ -29,6 +31,30 @@ pub struct Scene<'a> {
     /// The place of the first sample on the grid of all time, so that what was said about a sample
     /// can be found again when old ones have left the history.
     pub origin: i64,
+    /// Maxima of all windows, once somebody asks for one.
+    tops: OnceLock<Tops>,
+}
+
+/// The maximum of every window of some width. Two that overlap make the maximum of any window up to
+/// twice as wide.
+struct Tops {
+    /// A power of two.
+    width: usize,
+    /// One for each first sample.
+    of: Vec<f64>,
+}
+
+impl Tops {
+    /// For windows of `length`: each round doubles the width.
+    fn new(values: &[f64], length: usize) -> Self {
+        let (mut width, mut of) = (1, values.to_vec());
+        while 2 * width <= length.min(values.len()) {
+            let pairs = of.iter().zip(&of[width..]);
+            of = pairs.map(|(a, b)| a.max(*b)).collect();
+            width *= 2;
+        }
+        Self { width, of }
+    }
 }
 
 impl<'a> Scene<'a> {
@@ -49,6 +75,7 @@ impl<'a> Scene<'a> {
             day,
             floor,
             origin: 0,
+            tops: OnceLock::new(),
         }
     }
 
@@ -57,6 +84,17 @@ impl<'a> Scene<'a> {
         let mut scene = Self::new(&series.values, series.values.len(), series.day());
         scene.origin = series.origin();
         scene
+    }
+
+    /// The maximum of the `length` samples from `start` on. The first length that is asked for is answered
+    /// in no time afterwards; a forecast asks for no other.
+    pub fn top(&self, start: usize, length: usize) -> f64 {
+        let tops = self.tops.get_or_init(|| Tops::new(self.values, length));
+        if (tops.width..=2 * tops.width).contains(&length) {
+            return tops.of[start].max(tops.of[start + length - tops.width]);
+        }
+        let window = self.values[start..start + length].iter().copied();
+        window.fold(f64::MIN, f64::max)
     }
 }
 
@@ -72,7 +110,7 @@ fn typical(past: &[f64]) -> f64 {
     if sizes.is_empty() {
         return 1.0;
     }
-    sizes.sort_unstable_by(f64::total_cmp);
+    quantile::sort(&mut sizes);
     quantile::of_sorted(&sizes, 0.5)
 }
 
@@ -162,12 +200,7 @@ impl Outlook {
     /// outlook has no windows of that length.
     pub fn maxima(&self, scene: &Scene<'_>, now: usize, horizon: usize, out: &mut Vec<f64>) {
         out.clear();
-        let top = |start: usize| {
-            scene.values[start..start + horizon]
-                .iter()
-                .copied()
-                .fold(f64::MIN, f64::max)
-        };
+        let top = |start: usize| scene.top(start, horizon);
         match self {
             Self::Recent { span } => {
                 let first = now.saturating_sub(*span);
@@ -230,17 +263,39 @@ fn windows<'a>(
     backs: &'a [u32],
     shifts: &'a [f32],
 ) -> impl Iterator<Item = (usize, f64)> + 'a {
-    let none = std::iter::repeat_n(&0.0, if shifts.is_empty() { backs.len() } else { 0 });
-    backs
+    let known = backs
         .iter()
-        .zip(shifts.iter().chain(none))
-        .filter(move |(back, _)| **back as usize >= length)
-        .filter_map(move |(back, shift)| {
-            Some((now.checked_sub(*back as usize)?, f64::from(*shift)))
-        })
+        .enumerate()
+        .filter(move |(_, back)| (length..=now).contains(&(**back as usize)));
+    known.map(move |(i, back)| {
+        let shift = shifts.get(i).map_or(0.0, |shift| f64::from(*shift));
+        (now - *back as usize, shift)
+    })
 }
 
 /// A shift in the precision in which it is kept; one too large for that stays finite.
 pub fn shift(by: f64) -> f32 {
     (by as f32).clamp(f32::MIN, f32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_top_is_the_largest_of_its_window(
+            values in prop::collection::vec(-1e3..1e3f64, 1..80),
+            asked in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 1..8),
+        ) {
+            let scene = Scene::new(&values, values.len(), 288);
+            for (start, length) in asked {
+                let start = start.index(values.len());
+                let length = 1 + length.index(values.len() - start);
+                let largest = values[start..start + length].iter().copied().fold(f64::MIN, f64::max);
+                prop_assert_eq!(scene.top(start, length), largest);
+            }
+        }
+    }
 }
