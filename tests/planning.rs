@@ -149,7 +149,9 @@ fn load_that_nears_capacity_is_foreseen_and_advice_is_not_carried_out() {
 /// over.
 #[test]
 fn a_volume_leaves_an_overloaded_node_for_its_copy_and_comes_home_when_it_is_calm() {
-    let Some(rig) = Rig::planning("auto", POLICY) else {
+    // the other node's load is that of this machine, which may be as busy as it can be
+    let policy = format!("{POLICY}utilisation_limit = 1.0\n");
+    let Some(rig) = Rig::planning("auto", &policy) else {
         return;
     };
     let day = |i: usize| if i % 288 >= 270 { 1.2 } else { 0.3 };
@@ -181,6 +183,128 @@ fn a_volume_leaves_an_overloaded_node_for_its_copy_and_comes_home_when_it_is_cal
         "{why}"
     );
     assert!(moves[1].contains("comes home"), "{moves:?}");
+}
+
+/// The history of every volume and node was there, and only the plan could look at it.
+#[test]
+fn what_the_controller_measures_is_foretold_on_request() {
+    let Some(rig) = Rig::planning("advise", POLICY) else {
+        return;
+    };
+    let e = rig.refused(&["forecast", "ghost"]);
+    assert!(e.contains("there is no volume, no node"), "{e}");
+    let e = rig.refused(&["forecast", "v", "--metric", "colour"]);
+    assert!(e.contains("no such metric"), "{e}");
+    let told = rig.until("enough is measured of the volume", || {
+        let asked = ["forecast", "v", "--metric", "writes", "--horizon", "6"];
+        let e = match rig.tried(&asked) {
+            Ok(told) => return Some(told),
+            Err(e) => e,
+        };
+        let early = ["are needed", "not measured yet", "no samples"];
+        assert!(early.iter().any(|word| e.contains(word)), "{e}");
+        None
+    });
+    assert_eq!(told["series"], "volume/v, writes");
+    assert_eq!(told["step_seconds"], 1);
+    assert_eq!(told["quantiles"]["0.9"].as_array().unwrap().len(), 6);
+    assert!(told["window_max"]["0.95"].is_number() && told["chosen"].is_string());
+    let node = rig.run(&["forecast", "a", "--horizon", "3"]);
+    assert_eq!(node["series"], "node/a, cpu");
+    let busy = node["quantiles"]["0.5"][2].as_f64().unwrap();
+    assert!(busy > 0.0, "{node}");
+}
+
+/// Maintenance of node a, in so many seconds.
+fn announce(rig: &Rig, seconds: i64) {
+    let begins = at(seconds);
+    let words = "calendar add rack --kind maintenance --node a --lasts 30s --at";
+    let words: Vec<&str> = words.split(' ').chain([begins.as_str()]).collect();
+    rig.run(&words);
+}
+
+/// No cutover was ever begun, and the volume is where it was.
+fn nothing_moved(rig: &Rig) {
+    let all = rig.run(&["operation", "list"]);
+    let mut all = all.as_array().unwrap().iter();
+    assert!(all.all(|o| o["command"] != "cutover"));
+    assert_eq!(owner(rig), "a");
+}
+
+/// A program in place of Terraform that does this first.
+fn terraform_that(dir: &std::path::Path, first: &str) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let program = dir.join("terraform");
+    let script = format!("#!/bin/sh\n{first}\nexec terraform \"$@\"\n");
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    format!("terraform = {program:?}")
+}
+
+/// The plan spoke of a quota that was used up, whatever the reason.
+#[test]
+fn a_plan_for_which_terraform_is_absent_or_refused_says_so_and_moves_nothing() {
+    let absent = ["terraform = \"/no/such/terraform\""];
+    let Some(rig) = Rig::planning_with("auto", POLICY, &absent) else {
+        return;
+    };
+    announce(&rig, 10);
+    let stuck = |rig: &Rig| {
+        let d = decision(rig);
+        (d["action"] == "stuck").then(|| d["line"].to_string())
+    };
+    let line = rig.until("it is stuck", || stuck(&rig));
+    assert!(line.contains("there is no /no/such/terraform"), "{line}");
+    let told = rig.until("it is told", || {
+        let events = rig.lines(&["events"]);
+        let told = events.iter().filter(|e| e["kind"] == "plan-stuck");
+        let told: Vec<String> = told.map(|e| e["text"].to_string()).collect();
+        (!told.is_empty()).then_some(told)
+    });
+    assert_eq!(told.len(), 1, "each cycle told it: {told:?}");
+    nothing_moved(&rig);
+    drop(rig);
+
+    let dir = tempfile::tempdir().unwrap();
+    let refuses = "[ \"$1\" != apply ] || { echo 'VcpuLimitExceeded: no quota' >&2; exit 1; }";
+    let program = terraform_that(dir.path(), refuses);
+    let Some(rig) = Rig::planning_with("auto", POLICY, &[&program]) else {
+        return;
+    };
+    announce(&rig, 10);
+    let line = rig.until("it is stuck", || stuck(&rig));
+    assert!(line.contains("quarantined because"), "{line}");
+    assert!(line.contains("end-quarantine west"), "{line}");
+    let events = rig.lines(&["events"]);
+    let broken = events.iter().find(|e| e["kind"] == "plan-broken").unwrap();
+    let text = broken["text"].as_str().unwrap();
+    assert!(text.contains("VcpuLimitExceeded"), "{text}");
+    assert_eq!(rig.processes().len(), 0);
+    nothing_moved(&rig);
+}
+
+/// Maintenance comes, Terraform stands still in its apply, and there is no place to go: the plan says so and
+/// leaves the volume where it is. When Terraform answers again the node is made.
+#[test]
+fn a_plan_that_waits_for_a_terraform_that_hangs_says_so_and_moves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let flag = dir.path().join("hangs");
+    std::fs::write(&flag, "").unwrap();
+    let hangs = format!("[ \"$1\" = apply ] && [ -f {flag:?} ] && exec sleep 600");
+    let program = terraform_that(dir.path(), &hangs);
+    let Some(rig) = Rig::planning_with("auto", POLICY, &[&program, "apply_seconds = 20"]) else {
+        return;
+    };
+    announce(&rig, 8);
+    rig.until("it is said", || {
+        let notes = rig.run(&["plan"])["notes"].to_string();
+        notes
+            .contains("v should leave a because of rack: its node at west is not there yet")
+            .then_some(())
+    });
+    nothing_moved(&rig);
+    std::fs::remove_file(&flag).unwrap();
+    rig.until("it is made", || (rig.processes().len() == 1).then_some(()));
 }
 
 #[test]

@@ -5,9 +5,10 @@ use super::{Failure, Out, planned};
 use crate::planner::replay::{Forecaster, Recent};
 use crate::planner::{
     Action, Ask, Bandwidth, Bytes, Calendar, Commitments, Distribution, Held, Input, Mode, Money,
-    Need, NodeView, Policy, Prices, Seconds, SiteView, Subject, UnixTime, Windows,
+    Need, NodeView, Plan, Policy, Prices, Seconds, SiteView, Subject, UnixTime, Windows,
 };
-use serde::Deserialize;
+use crate::predict::{Sample, Series, csv};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -89,7 +90,7 @@ struct Node {
 struct Moving {
     name: String,
     site: String,
-    /// `timestamp,value` every five minutes, the present last.
+    /// `timestamp,value`, the present last.
     history: Option<PathBuf>,
     capacity: f64,
     cpus: f64,
@@ -111,10 +112,63 @@ struct Volume {
     group: Option<String>,
 }
 
-const STEP: u64 = 300;
-const DAY: usize = (86_400 / STEP) as usize;
+impl Fleet {
+    /// Refuse figures that are none: a plan made of them would be none either.
+    fn check(&self) -> Result<(), String> {
+        let sane = |of: &str, figures: &[(&str, f64)]| {
+            let mut figures = figures.iter();
+            match figures.find(|(_, x)| !x.is_finite() || *x < 0.0) {
+                Some((name, x)) => Err(format!("{of}: {name} = {x} is no size")),
+                None => Ok(()),
+            }
+        };
+        for s in &self.site {
+            let figures = [
+                ("latency_ms", s.latency_ms),
+                ("bandwidth_mib", s.bandwidth_mib),
+            ];
+            sane(&format!("site {}", s.name), &figures)?;
+        }
+        for n in &self.node {
+            let figures = [
+                ("latency_ms", n.latency_ms),
+                ("utilisation", n.utilisation),
+                ("total_gib", n.total_gib),
+                ("free_gib", n.free_gib),
+            ];
+            sane(&format!("node {}", n.name), &figures)?;
+        }
+        for m in &self.subject {
+            let figures = [
+                ("capacity", m.capacity),
+                ("cpus", m.cpus),
+                ("memory_gib", m.memory_gib),
+            ];
+            sane(&format!("subject {}", m.name), &figures)?;
+            for v in &m.volume {
+                let figures = [("gib", v.gib), ("written_mib", v.written_mib)];
+                sane(&format!("volume {} of {}", v.name, m.name), &figures)?;
+            }
+            for (site, behind) in &m.copies {
+                sane(&format!("copies of {}", m.name), &[(site, *behind)])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A plan from files, with the fallbacks that it took.
+#[derive(Serialize)]
+struct Planned {
+    #[serde(flatten)]
+    plan: Plan,
+    notes: Vec<String>,
+}
+
 /// Windows that are forecast, in steps.
 const WINDOWS: [usize; 5] = [6, 12, 36, 96, 192];
+/// A history that ends so many steps before the plan's time is said to.
+const STALE_STEPS: i64 = 12;
 
 /// Plan once: the controller's plan, or from files.
 pub fn run(args: &Args, controller: &str, out: &Out) -> Result<(), Failure> {
@@ -126,16 +180,18 @@ pub fn run(args: &Args, controller: &str, out: &Out) -> Result<(), Failure> {
 }
 
 fn from_files(args: &Args, fleet_path: &Path, prices: &Path, out: &Out) -> Result<(), Failure> {
-    let invalid = |e: crate::planner::Invalid| Failure::usage(e.to_string());
     let fleet: Fleet = toml::from_str(&read(fleet_path)?)
         .map_err(|e| Failure::usage(format!("fleet {}: {e}", fleet_path.display())))?;
-    let prices = Prices::parse(&read(prices)?).map_err(invalid)?;
+    fleet
+        .check()
+        .map_err(|why| Failure::usage(format!("fleet {}: {why}", fleet_path.display())))?;
+    let prices = parsed(prices, Prices::parse)?;
     let calendar = match &args.calendar {
-        Some(path) => Calendar::parse(&read(path)?).map_err(invalid)?,
+        Some(path) => parsed(path, Calendar::parse)?,
         None => Calendar::default(),
     };
     let mut policy = match &args.policy {
-        Some(path) => Policy::parse(&read(path)?).map_err(invalid)?,
+        Some(path) => parsed(path, Policy::parse)?,
         None => Policy::default(),
     };
     policy.mode = args.mode.unwrap_or(policy.mode);
@@ -147,8 +203,11 @@ fn from_files(args: &Args, fleet_path: &Path, prices: &Path, out: &Out) -> Resul
             .as_secs(),
     };
     let base = fleet_path.parent().unwrap_or(Path::new("."));
-    let subjects: Vec<Subject> =
-        (fleet.subject.into_iter().map(|m| subject(m, base))).collect::<Result<_, _>>()?;
+    let mut notes = Vec::new();
+    let subjects = fleet.subject.into_iter();
+    let subjects: Vec<Subject> = subjects
+        .map(|m| subject(m, base, now, &mut notes))
+        .collect::<Result<_, _>>()?;
     let sites: Vec<SiteView> = fleet.site.into_iter().map(site).collect();
     let nodes: Vec<NodeView> = fleet.node.into_iter().map(node).collect();
     let input = Input {
@@ -162,7 +221,7 @@ fn from_files(args: &Args, fleet_path: &Path, prices: &Path, out: &Out) -> Resul
     };
     let plan = crate::planner::plan(&input, &mut Commitments::default());
     if out.is_json() {
-        out.json(&plan);
+        out.json(&Planned { plan, notes });
         return Ok(());
     }
     out.list(
@@ -190,8 +249,18 @@ fn from_files(args: &Args, fleet_path: &Path, prices: &Path, out: &Out) -> Resul
         },
         "Nothing in the fleet file may have to move: give it [[subject]] tables.",
     );
+    for note in notes {
+        out.line(format!("note: {note}"));
+    }
     out.line(format!("prices {} in {}", plan.prices, plan.currency));
     Ok(())
+}
+
+fn parsed<T>(
+    path: &Path,
+    parse: impl Fn(&str) -> Result<T, crate::planner::Invalid>,
+) -> Result<T, Failure> {
+    parse(&read(path)?).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
 }
 
 fn word(action: Action) -> &'static str {
@@ -212,6 +281,7 @@ fn site(s: Site) -> SiteView {
         bandwidth: Bandwidth((s.bandwidth_mib * f64::from(1 << 20)) as u64),
         provision: Seconds(s.provision_seconds),
         quota: s.quota,
+        shut: None,
     }
 }
 
@@ -229,17 +299,11 @@ fn node(n: Node) -> NodeView {
     }
 }
 
-fn subject(m: Moving, base: &Path) -> Result<Subject, Failure> {
-    let past = match &m.history {
-        Some(path) => history(&base.join(path))?,
-        None => Vec::new(),
+fn subject(m: Moving, base: &Path, now: u64, notes: &mut Vec<String>) -> Result<Subject, Failure> {
+    let windows = match &m.history {
+        Some(path) => windows(&base.join(path), now, notes)?,
+        None => Windows::default(),
     };
-    let mut forecaster = Recent { day: DAY };
-    let windows = WINDOWS.iter().filter_map(|steps| {
-        let max = forecaster.window_max(0, &past, *steps)?;
-        Some((Seconds(*steps as u64 * STEP), max))
-    });
-    let windows = Windows::new(windows.collect());
     let copies = m.copies.into_iter().map(|(site, gib)| {
         let held = Held {
             behind: Bytes::from_gib(gib),
@@ -276,24 +340,55 @@ fn subject(m: Moving, base: &Path) -> Result<Subject, Failure> {
     })
 }
 
-/// The values of a `timestamp,value` file. A line that holds no number is passed over if it is the
-/// head, and an error elsewhere.
-fn history(path: &Path) -> Result<Vec<f64>, Failure> {
-    let mut values = Vec::new();
-    for (i, line) in read(path)?.lines().enumerate() {
-        let cell = line.rsplit(',').next().unwrap_or_default();
-        match cell.trim().parse::<f64>() {
-            Ok(value) if value.is_finite() => values.push(value),
-            _ if i == 0 => {}
-            _ => {
-                let (path, line) = (path.display(), i + 1);
-                return Err(Failure::new(format!(
-                    "history {path}: line {line} has no value"
-                )));
-            }
-        }
+/// What a `timestamp,value` file says of the windows ahead. Without a forecast only events count.
+fn windows(path: &Path, now: u64, notes: &mut Vec<String>) -> Result<Windows, Failure> {
+    let name = format!("history {}", path.display());
+    let mut samples: Vec<Sample> = csv::read(&read(path)?, None)
+        .map_err(|e| Failure::new(format!("{name}: {e}")))?
+        .into_values()
+        .flatten()
+        .collect();
+    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    let all = samples.len();
+    samples.retain(|(at, _)| *at <= now);
+    if samples.len() < all {
+        notes.push(format!(
+            "{name}: {} samples are of times after the plan's and do not count: check the clock of whoever \
+             measured, or plan --at their time",
+            all - samples.len()
+        ));
     }
-    Ok(values)
+    let series = match Series::from_samples(&samples) {
+        Ok(series) => series,
+        Err(e) => {
+            notes.push(format!("{name}: {e}: only events count"));
+            return Ok(Windows::default());
+        }
+    };
+    if let Some(repaired) = series.notes.sentence() {
+        notes.push(format!("{name}: {repaired}"));
+    }
+    let step = i64::from(series.step_seconds);
+    let end = series.start + (series.values.len() as i64 - 1) * step;
+    let past = now.saturating_sub(end);
+    if past > STALE_STEPS * step {
+        notes.push(format!(
+            "{name}: it ends {past} s before the plan's time: its last value is taken for the present"
+        ));
+    }
+    let mut forecaster = Recent { day: series.day() };
+    let windows = WINDOWS.iter().filter_map(|steps| {
+        let max = forecaster.window_max(0, &series.values, *steps)?;
+        Some((Seconds(*steps as u64 * step.unsigned_abs()), max))
+    });
+    let windows: Vec<_> = windows.collect();
+    if windows.is_empty() {
+        notes.push(format!(
+            "{name}: {} values are fewer than the shortest window: only events count",
+            series.values.len()
+        ));
+    }
+    Ok(Windows::new(windows))
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
@@ -325,16 +420,12 @@ mod tests {
             "#,
         )
         .unwrap();
-        let s = subject(fleet.subject.into_iter().next().unwrap(), dir.path()).unwrap();
+        let (mut notes, now) = (Vec::new(), 600 * 300);
+        let moving = fleet.subject.into_iter().next().unwrap();
+        let s = subject(moving, dir.path(), now, &mut notes).unwrap();
+        assert_eq!(notes, Vec::<String>::new());
         // every half hour has a six in it
         assert!(s.windows.over(Seconds(1800)).unwrap().exceed(5.5) > 0.5);
         assert_eq!(s.copies["east"].behind, Bytes::from_gib(0.5));
-        std::fs::write(dir.path().join("a.csv"), "timestamp,value\n1,2\n2,NaN\n").unwrap();
-        assert!(
-            history(&dir.path().join("a.csv"))
-                .unwrap_err()
-                .to_string()
-                .contains("line 3")
-        );
     }
 }

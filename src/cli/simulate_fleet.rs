@@ -345,6 +345,7 @@ fn site(name: &str) -> SiteView {
         bandwidth: BANDWIDTH,
         provision: PROVISION,
         quota: u32::MAX,
+        shut: None,
     }
 }
 

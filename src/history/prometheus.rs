@@ -93,20 +93,22 @@ pub struct Prometheus {
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct Answer<T> {
     status: String,
     #[serde(default)]
     error: String,
-    data: Option<Data>,
+    data: Option<Data<T>>,
 }
 
 #[derive(Deserialize)]
-struct Data {
+struct Data<T> {
     #[serde(rename = "resultType")]
     kind: String,
-    #[serde(default)]
-    result: Vec<Row>,
+    result: T,
 }
+
+/// A number, and when it was so.
+type Instantly = (f64, String);
 
 #[derive(Deserialize)]
 struct Row {
@@ -140,32 +142,53 @@ impl Prometheus {
         })
     }
 
+    /// What its clock says, in seconds since 1970.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn clock(&self) -> Result<i64> {
+        let asked = format!("ask the Prometheus at {} for its time", self.base);
+        let answer: Answer<Instantly> = self.answer("query?query=time()", &asked).await?;
+        match answer.data {
+            Some(Data {
+                result: (at, _), ..
+            }) => Ok(at.floor() as i64),
+            None => Err(strange(&asked, &answer.error)),
+        }
+    }
+
     async fn query(&self, query: &str, span: Span) -> Result<Vec<Row>> {
         let asked = format!("ask the Prometheus at {} for {query}", self.base);
-        let path = format!(
-            "{}/api/v1/query_range?query={}&start={}&end={}&step={}",
-            self.base.path().trim_end_matches('/'),
+        let words = format!(
+            "query_range?query={}&start={}&end={}&step={}",
             escaped(query),
             span.from,
             span.to,
             span.step
         );
-        let fetched = tokio::time::timeout(QUERY_TIMEOUT, self.fetch(&path, &asked)).await;
+        let answer: Answer<Vec<Row>> = self.answer(&words, &asked).await?;
+        if answer.status != "success" {
+            return Err(strange(&asked, &answer.error));
+        }
+        match answer.data {
+            Some(data) if data.kind == "matrix" => Ok(data.result),
+            _ => Err(strange(
+                &asked,
+                "the answer is no matrix: is this a Prometheus?",
+            )),
+        }
+    }
+
+    async fn answer<T: for<'a> Deserialize<'a>>(&self, words: &str, asked: &str) -> Result<T> {
+        let path = format!("{}/api/v1/{words}", self.base.path().trim_end_matches('/'));
+        let fetched = tokio::time::timeout(QUERY_TIMEOUT, self.fetch(&path, asked)).await;
         let body = fetched.map_err(|_| {
             Error::new(
                 ErrorKind::Timeout,
                 format!("{asked}: no answer in {} s", QUERY_TIMEOUT.as_secs()),
             )
         })??;
-        let strange = |why: &str| Error::new(ErrorKind::Protocol, format!("{asked}: {why}"));
-        let answer: Answer = serde_json::from_slice(&body).map_err(|e| strange(&e.to_string()))?;
-        if answer.status != "success" {
-            return Err(strange(&answer.error));
-        }
-        match answer.data {
-            Some(data) if data.kind == "matrix" => Ok(data.result),
-            _ => Err(strange("the answer is no matrix: is this a Prometheus?")),
-        }
+        serde_json::from_slice(&body).map_err(|e| strange(asked, &e.to_string()))
     }
 
     async fn fetch(&self, path: &str, asked: &str) -> Result<Vec<u8>> {
@@ -226,6 +249,10 @@ impl Source for Prometheus {
         }
         Ok(found)
     }
+}
+
+fn strange(asked: &str, why: &str) -> Error {
+    Error::new(ErrorKind::Protocol, format!("{asked}: {why}"))
 }
 
 /// Everything but letters and digits as `%XX`.
@@ -290,6 +317,26 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!((found[&key][0], found[&key][2]), ((900, 0.5), (1500, 2.0)));
         assert!(found[&key][1].1.is_nan());
+    }
+
+    #[tokio::test]
+    async fn a_clock_of_its_own_is_compared_and_told() {
+        let clock = async |body: &'static str| {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let answer = move |Query(asked): Query<BTreeMap<String, String>>| async move {
+                assert_eq!(asked["query"], "time()");
+                body
+            };
+            let router = axum::Router::new().route("/api/v1/query", get(answer));
+            tokio::spawn(async move { axum::serve(listener, router).await });
+            let source = Prometheus::new(&format!("http://{address}"), Exporter::Node).unwrap();
+            source.clock().await
+        };
+        let scalar = r#"{"status":"success","data":{"resultType":"scalar","result":[1700000000.9,"1700000000.9"]}}"#;
+        assert_eq!(clock(scalar).await.unwrap(), 1_700_000_000);
+        let refused = clock(r#"{"status":"error","error":"shutting down"}"#).await;
+        assert!(refused.unwrap_err().to_string().contains("shutting down"));
     }
 
     #[tokio::test]

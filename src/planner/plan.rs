@@ -29,6 +29,8 @@ pub struct SiteView {
     pub provision: Seconds,
     /// How many nodes may still be made there.
     pub quota: u32,
+    /// Why none can be made there, if not for the quota.
+    pub shut: Option<String>,
 }
 
 /// Something that may have to go elsewhere.
@@ -216,7 +218,7 @@ pub fn plan(input: &Input<'_>, commitments: &mut Commitments) -> Plan {
         quota: input
             .sites
             .iter()
-            .map(|s| (s.name.clone(), s.quota))
+            .map(|s| (s.name.clone(), if s.shut.is_none() { s.quota } else { 0 }))
             .collect(),
     };
     cycle.reserve_promised(commitments);
@@ -396,9 +398,11 @@ impl Cycle<'_> {
         let way = match self.on_existing(subject, site, promised) {
             Ok(nodes) => Way::Existing(nodes),
             Err(_) if self.quota_left(&site.name, promised) == 0 => {
-                return filtered(
-                    "no node there has room, and the quota for new ones is used up".into(),
-                );
+                let why = site.shut.as_deref();
+                return filtered(format!(
+                    "no node there has room, and {}",
+                    why.unwrap_or("the quota for new ones is used up")
+                ));
             }
             Err(_) => {
                 let standby = Need::standby(subject.need.storage);

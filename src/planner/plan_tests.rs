@@ -32,6 +32,7 @@ fn site(name: &str) -> SiteView {
         bandwidth: Bandwidth(100 << 20),
         provision: Seconds(60),
         quota: 1,
+        shut: None,
     }
 }
 

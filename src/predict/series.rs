@@ -61,6 +61,20 @@ pub struct Notes {
     pub before_gap: usize,
 }
 
+impl Notes {
+    /// What was repaired; none if nothing had to be.
+    #[must_use]
+    pub fn sentence(&self) -> Option<String> {
+        (*self != Notes::default()).then(|| {
+            format!(
+                "repaired {} values not finite, {} stamps out of order, {} duplicates, {} gaps filled with \
+                 the last value, {} samples before a long gap left out",
+                self.not_finite, self.out_of_order, self.duplicates, self.filled, self.before_gap
+            )
+        })
+    }
+}
+
 /// Why a history cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SeriesError {

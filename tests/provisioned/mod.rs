@@ -122,7 +122,13 @@ impl Rig {
     /// That plans every second, by this policy, of node a whose load is in `a.csv`: calm to begin
     /// with.
     pub fn planning(mode: &str, policy: &str) -> Option<Rig> {
-        Rig::with("127.0.0.1", None, "provision_seconds = 5\n", &[], |rig| {
+        Rig::planning_with(mode, policy, &[])
+    }
+
+    /// The same with more lines for the [provision] table.
+    pub fn planning_with(mode: &str, policy: &str, provision: &[&str]) -> Option<Rig> {
+        let site = "provision_seconds = 5\n";
+        Rig::with("127.0.0.1", None, site, provision, |rig| {
             std::fs::write(rig.path("policy.toml"), policy).unwrap();
             rig.load(&[0.2; 60]);
             let series = ["cpu", "memory"].map(|metric| {
@@ -290,6 +296,15 @@ impl Rig {
         serde_json::from_str(last)
             .or_else(|_| serde_json::from_str(&said))
             .unwrap_or_else(|e| panic!("{args:?}: {e}: {said}"))
+    }
+
+    /// A command that may fail: its JSON, or what it said.
+    pub fn tried(&self, args: &[&str]) -> Result<Value, String> {
+        let out = self.output(args);
+        match out.status.success() {
+            true => Ok(serde_json::from_slice(&out.stdout).unwrap()),
+            false => Err(String::from_utf8_lossy(&out.stderr).into_owned()),
+        }
     }
 
     /// A command that must succeed: every line of its JSON.

@@ -88,6 +88,14 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                         .touches(subject, site.as_deref().unwrap_or_default())
             });
             let Some(event) = event else { continue };
+            if began.nodes.is_empty() {
+                planned.notes.push(format!(
+                    "{} should leave {subject} because of {}: its node at {} is not there yet",
+                    began.volumes.join(", "),
+                    event.event.name,
+                    began.site
+                ));
+            }
             for (volume, to) in began.volumes.iter().zip(&began.nodes) {
                 let Some(v) = self.volume_named(volume).await? else {
                     continue;

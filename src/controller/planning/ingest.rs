@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Times are those of this host's clock, one for each period, and each is sampled once: a cycle that
-//! runs twice, or again after a restart, adds nothing. What a source did not answer is asked again.
+//! runs twice, or again after a restart, adds nothing. What a source did not answer is asked again, and
+//! what it says late is taken. What it says of times to come waits for them, and is said.
 
 use super::{Planning, now};
 use crate::controller::config::{Measured, SourceConfig};
@@ -22,6 +23,8 @@ use std::time::Instant;
 /// Samples of each series that a source is asked for at a time: six hours of five minutes, so that a
 /// fleet's month does not have to fit into memory.
 const ASKED: i64 = 72;
+/// A source is asked again for the samples of so many periods: whoever writes them may be late.
+const LATE: i64 = 3;
 /// A clock that went further than this many periods beside the time that passed has jumped.
 const JUMP: i64 = 3;
 
@@ -55,8 +58,72 @@ impl Source for Outside {
     }
 }
 
+impl Outside {
+    /// The time up to which it is asked by a clock: files hold what they hold, and what a Prometheus answers
+    /// of times to come is not measured but drawn on.
+    fn asked_to(&self, clock: i64) -> i64 {
+        match self {
+            Outside::Prometheus(_) => clock,
+            Outside::Csv(_) => i64::MAX,
+        }
+    }
+
+    /// Seconds that its clock is before or behind this host's, where it has one of its own.
+    async fn clock_ahead(&self) -> Result<i64> {
+        let Outside::Prometheus(source) = self else {
+            return Ok(0);
+        };
+        let before = now().0 as i64;
+        let theirs = source.clock().await?;
+        // whatever the question took is nobody's fault
+        let after = before.max(now().0 as i64);
+        Ok(theirs - theirs.clamp(before, after))
+    }
+}
+
+/// What a source had beside what was taken of it.
+#[derive(Default)]
+struct Ahead {
+    samples: usize,
+    seconds: i64,
+}
+
+impl Ahead {
+    fn add(&mut self, seconds: i64) {
+        self.samples += 1;
+        self.seconds = self.seconds.max(seconds);
+    }
+
+    fn note(&self, source: &Told, clock_ahead: i64, period: i64) -> Option<String> {
+        let name = &source.name;
+        if clock_ahead.abs() > period {
+            let (far, way) = (
+                clock_ahead.abs(),
+                if clock_ahead > 0 {
+                    "ahead of"
+                } else {
+                    "behind"
+                },
+            );
+            return Some(format!(
+                "{name}: its clock is {far} s {way} this host's, and what it measures counts for the wrong \
+                 time: set one of them"
+            ));
+        }
+        (self.samples > 0).then(|| {
+            format!(
+                "{name}: {} samples are of times that come in up to {} s; each counts when its time has \
+                 come. Set whichever clock is wrong",
+                self.samples, self.seconds
+            )
+        })
+    }
+}
+
 /// A source as it is configured.
 pub(super) struct Told {
+    /// As notes call it.
+    name: String,
     outside: Outside,
     of: Measured,
     /// Its names by ours, where they differ.
@@ -77,7 +144,13 @@ impl Told {
                 files: config.csv.clone(),
             }),
         };
+        let files = config.csv.iter().map(|f| f.display().to_string());
+        let name = match &config.prometheus {
+            Some(url) => format!("the Prometheus at {url}"),
+            None => files.collect::<Vec<_>>().join(", "),
+        };
         Ok(Told {
+            name,
             outside,
             of: config.of,
             names: config.names.clone(),
@@ -147,6 +220,8 @@ pub(super) struct Ingested {
     totals: Totals,
     /// Up to when each source has answered, by its place in the configuration.
     told: BTreeMap<usize, Option<i64>>,
+    /// What is wrong with a source, by its place.
+    troubles: BTreeMap<usize, String>,
     /// When this host's clock was looked at.
     clock: Option<(Instant, i64)>,
 }
@@ -172,10 +247,18 @@ impl Ingested {
     }
 }
 
+impl Planning {
+    /// What is wrong with the clock and with sources, each in a sentence, for as long as it is.
+    pub(super) fn troubles(&self) -> Vec<String> {
+        let seen = self.seen();
+        let of_sources = seen.ingested.troubles.values();
+        (seen.clock_trouble.iter().chain(of_sources).cloned()).collect()
+    }
+}
+
 impl<S: Store, N: Nodes> Controller<S, N> {
-    /// Write down what is new. The answer is what could not be had, each in a sentence.
-    pub(super) async fn ingest(&self, planning: &Planning) -> Result<Vec<String>> {
-        let mut notes = Vec::new();
+    /// Write down what is new. What could not be had is in [`Planning::troubles`].
+    pub(super) async fn ingest(&self, planning: &Planning) -> Result<()> {
         let period = planning.config.period_seconds as i64;
         let clock = now().0 as i64;
         let point = clock / period * period;
@@ -191,11 +274,10 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         };
         if let Some(trouble) = trouble {
             tracing::warn!("{trouble}");
-            self.announce("clock-wrong", "", trouble.clone()).await?;
-            notes.push(trouble);
+            self.announce("clock-wrong", "", trouble).await?;
         }
         if newest.is_some_and(|newest| newest >= point) {
-            return Ok(notes);
+            return Ok(());
         }
         let nodes = self.inner.records.nodes().await?;
         let volumes = self.inner.records.volumes().await?;
@@ -206,25 +288,31 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         for (i, source) in planning.sources.iter().enumerate() {
             let oldest = point - planning.kept_seconds();
             let told = *planning.seen().ingested.told.entry(i).or_insert(newest);
-            let from = told.unwrap_or(oldest).max(oldest) + period;
-            match self
+            let from = told.map_or(oldest, |told| told - LATE * period);
+            let from = from.max(oldest) + period;
+            let taken = self
                 .take_over(planning, source, from, point, &nodes, &volumes)
-                .await
-            {
-                Ok(()) => {
-                    planning.seen().ingested.told.insert(i, Some(point));
+                .await;
+            let ingested = &mut planning.seen().ingested;
+            let trouble = match taken {
+                Ok(trouble) => {
+                    ingested.told.insert(i, Some(point));
+                    trouble
                 }
-                Err(e) => {
-                    notes.push(format!(
-                        "{e}; it is asked again, what nodes say counts meanwhile"
-                    ));
-                }
-            }
+                Err(e) => Some(format!(
+                    "{e}; it is asked again, what nodes say counts meanwhile"
+                )),
+            };
+            match trouble {
+                Some(trouble) => ingested.troubles.insert(i, trouble),
+                None => ingested.troubles.remove(&i),
+            };
         }
-        Ok(notes)
+        Ok(())
     }
 
-    /// Take what a source knows from one time to another, a few hours at a time.
+    /// Take what a source knows from one time to another, a few hours at a time. The answer is what is
+    /// wrong with its times.
     async fn take_over(
         &self,
         planning: &Planning,
@@ -233,13 +321,19 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         to: i64,
         nodes: &[Node],
         volumes: &[Volume],
-    ) -> Result<()> {
+    ) -> Result<Option<String>> {
         let step = planning.config.period_seconds as i64;
+        let mut ahead = Ahead::default();
         while from <= to {
             let upto = to.min(from + (ASKED - 1) * step);
+            let is_last = upto == to;
             let span = Span {
                 from,
-                to: upto,
+                to: if is_last {
+                    source.outside.asked_to(upto)
+                } else {
+                    upto
+                },
                 step: u32::try_from(step).unwrap_or(u32::MAX),
             };
             let mut frames: BTreeMap<i64, Vec<(Key, f64)>> = BTreeMap::new();
@@ -249,7 +343,10 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 };
                 let key = Key { machine, ..theirs };
                 for (at, value) in samples {
-                    let point = (at + step / 2).div_euclid(step) * step;
+                    let point = at.saturating_add(step / 2).div_euclid(step) * step;
+                    if point > upto && at > now().0 as i64 + step {
+                        ahead.add(at - now().0 as i64);
+                    }
                     if (from..=upto).contains(&point) {
                         frames.entry(point).or_default().push((key.clone(), value));
                     }
@@ -260,7 +357,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             }
             from = upto + step;
         }
-        Ok(())
+        Ok(ahead.note(source, source.outside.clock_ahead().await?, step))
     }
 
     /// What nodes said of themselves and of their volumes.
@@ -362,6 +459,28 @@ mod tests {
         assert!(ahead.contains("jumped by 89"), "{ahead}");
         let back = trouble(10_600, Some(9_000_000)).unwrap();
         assert!(back.contains("set back"), "{back}");
+    }
+
+    #[test]
+    fn times_that_a_source_has_wrong_are_said() {
+        let source = Told::new(&SourceConfig {
+            of: Measured::Vms,
+            prometheus: Some("http://127.0.0.1:1".into()),
+            csv: Vec::new(),
+            names: BTreeMap::new(),
+        });
+        let source = source.unwrap();
+        let note = |samples, clock| {
+            let mut ahead = Ahead::default();
+            (0..samples).for_each(|i| ahead.add(i * 300));
+            ahead.note(&source, clock, 300).unwrap_or_default()
+        };
+        assert_eq!(note(0, 0), "");
+        assert_eq!(note(0, -300), "", "a period is nothing");
+        assert!(note(0, 301).contains("its clock is 301 s ahead of this host's"));
+        assert!(note(0, -7200).contains("its clock is 7200 s behind this host's"));
+        assert!(note(3, 0).contains("3 samples are of times that come in up to 600 s"));
+        assert!(note(3, 0).starts_with("the Prometheus at http://127.0.0.1:1: "));
     }
 
     #[test]

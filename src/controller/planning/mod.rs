@@ -16,6 +16,7 @@
 mod away;
 mod book;
 mod carry;
+mod foretell;
 mod ingest;
 mod outlook;
 mod relieve;
@@ -36,7 +37,7 @@ use crate::store::{Store, Transaction};
 use book::Began;
 use node::{Error, ErrorKind, Result};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -61,7 +62,14 @@ pub(super) struct Planning {
 struct Seen {
     ingested: ingest::Ingested,
     clock_trouble: Option<String>,
+    /// Who should be ready elsewhere and cannot, and why: told once until it is over.
+    stuck: BTreeSet<String>,
+    /// What the last cycle wanted to carry out and could not.
+    held_up: Vec<String>,
     lap: Lap,
+    /// Where each volume was at home in the last cycle, and when volumes left a node last that no plan moved.
+    homes: BTreeMap<String, String>,
+    moved: BTreeMap<String, UnixTime>,
     /// What nodes used lately, as shares of the scarcer thing; read from the history in each cycle.
     loads: BTreeMap<String, Vec<(UnixTime, f64)>>,
     /// Whether what the process before observed was read.
@@ -232,19 +240,20 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         let planning = self.planning()?;
         let _one = planning.cycle.lock().await;
         let began = Instant::now();
-        let notes = self.ingest(planning).await?;
+        self.ingest(planning).await?;
         planning.seen().lap.ingest = began.elapsed();
         let mut rules = planning.rules(self.calendar_events().await?)?;
         rules.policy.mode = mode.unwrap_or(rules.policy.mode);
         self.remember(planning, &rules).await?;
         let mut planned = self.plan_by(planning, &rules, true).await?;
-        planned.notes.extend(notes);
         let acts = rules.policy.mode == Mode::Auto;
         self.write_down(planning, &rules, &mut planned, acts)
             .await?;
+        let said = planned.notes.len();
         if acts {
             self.carry_out(planning, &rules, &mut planned).await?;
         }
+        planning.seen().held_up = planned.notes[said..].to_vec();
         self.put_since(planning).await?;
         Ok(planned)
     }
@@ -258,6 +267,9 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         let mut planned = self.plan_by(planning, &rules, false).await?;
         // what it would begin is in its decisions; here stands what was begun
         planned.commitments = self.began().await?;
+        planned
+            .notes
+            .extend(planning.seen().held_up.iter().cloned());
         Ok(planned)
     }
 
@@ -281,9 +293,11 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         let plan = plan(&input, &mut kept);
         let relief = self.relief(planning, rules, &view.subjects).await?;
         let commitments = book::after(began, &kept, &plan, &view);
+        let mut notes = view.notes;
+        notes.extend(planning.troubles());
         let mut planned = Planned {
             plan,
-            notes: view.notes,
+            notes,
             needs: view.needs,
             promises: view.promises,
             relief,
@@ -321,17 +335,22 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             // nobody carries it out, so nothing is committed to
             planned.commitments = self.began().await?;
         }
-        for d in planned
-            .plan
-            .decisions
-            .iter()
-            .filter(|d| d.action == Action::Stuck)
-        {
-            tracing::warn!(
-                "plan: {} should be ready elsewhere and cannot: {}",
-                d.subject,
-                d.line
+        let all = planned.plan.decisions.iter();
+        let stuck = all.filter(|d| d.action == Action::Stuck);
+        let names = stuck.clone().map(|d| d.subject.clone()).collect();
+        let before = std::mem::replace(&mut planning.seen().stuck, names);
+        for d in stuck.filter(|d| !before.contains(&d.subject)) {
+            let text = format!(
+                "{} should be ready elsewhere and cannot: {}",
+                d.subject, d.line
             );
+            tracing::warn!("plan: {text}");
+            happenings.push(Happening {
+                kind: "plan-stuck",
+                node: d.subject.clone(),
+                volume: String::new(),
+                text,
+            });
         }
         self.put_plan(&mut t, planned).await?;
         self.predict(planning, rules, planned, &mut t).await?;

@@ -65,6 +65,12 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 ));
                 continue;
             };
+            if began.nodes.is_empty() {
+                planned.notes.push(format!(
+                    "volumes should leave {subject} because {why}: their node at {} is not there yet",
+                    began.site
+                ));
+            }
             let home: NodeName = subject.parse()?;
             for (volume, to) in began.volumes.iter().zip(&began.nodes) {
                 let Some(v) = self.volume_named(volume).await? else {

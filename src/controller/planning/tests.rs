@@ -2,6 +2,10 @@
 //! said something and are not there.
 
 use super::ingest::{of_node, of_volume};
+mod bad_input;
+mod foretold;
+mod needs;
+
 use super::*;
 use crate::controller::records::{put_node, put_volume};
 use crate::controller::{GrpcNodes, SiteConfig};
@@ -28,7 +32,20 @@ shapes = [
 
 struct Rig {
     dir: tempfile::TempDir,
+    planning: PlanningConfig,
     controller: Option<Controller<Embedded, GrpcNodes>>,
+}
+
+fn a_node(name: &str, site: &str) -> Node {
+    Node {
+        name: name.parse().unwrap(),
+        site: site.into(),
+        address: "127.0.0.1:1".into(),
+        replication_address: "127.0.0.1:2".into(),
+        nbd_address: "127.0.0.1:3".into(),
+        shape: None,
+        draining: false,
+    }
 }
 
 /// Points of five minutes since 1970, up to now.
@@ -50,18 +67,13 @@ impl Rig {
         drop(kept);
         let mut rig = Rig {
             dir,
+            planning: PlanningConfig {
+                mode: Some(Mode::Advise),
+                ..PlanningConfig::default()
+            },
             controller: None,
         };
         rig.start().await;
-        let site = |name: &str| Node {
-            name: name.parse().unwrap(),
-            site: "home".into(),
-            address: "127.0.0.1:1".into(),
-            replication_address: "127.0.0.1:2".into(),
-            nbd_address: "127.0.0.1:3".into(),
-            shape: None,
-            draining: false,
-        };
         let volume = Volume {
             name: "v".parse().unwrap(),
             id: node::VolumeId([1; 16]),
@@ -78,7 +90,7 @@ impl Rig {
             operation: None,
         };
         let mut t = Transaction::default();
-        put_node(&mut t, &site("a")).unwrap();
+        put_node(&mut t, &a_node("a", "home")).unwrap();
         put_volume(&mut t, &volume.name, Some(&volume)).unwrap();
         rig.controller().commit(t, Vec::new()).await.unwrap();
         rig
@@ -89,10 +101,7 @@ impl Rig {
         let config = Config {
             data: self.dir.path().into(),
             prices: Some(self.dir.path().join("prices.toml")),
-            planning: Some(PlanningConfig {
-                mode: Some(Mode::Advise),
-                ..PlanningConfig::default()
-            }),
+            planning: Some(self.planning.clone()),
             site: vec![SiteConfig::at("west")],
             provision: Some(crate::controller::ProvisionConfig::default()),
             ..Config::default()

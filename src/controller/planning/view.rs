@@ -92,6 +92,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 n.utilisation = max.quantile(UTILISATION_QUANTILE);
             }
         }
+        let counted = self.needs_counted().await?;
         let mut subjects = Vec::new();
         for (home, mine) in &at_home {
             let Some(node) = nodes.iter().find(|n| n.name == *home) else {
@@ -103,10 +104,13 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             let demand = demands.remove(home);
             let idle = self.idle_since(planning, rules, home, mine, demand.as_ref());
             let demand = demand.unwrap_or_default();
-            subjects.push(
-                self.subject(node, mine, demand, idle, &nodes, rules)
-                    .await?,
-            );
+            let mut subject = self
+                .subject(node, mine, demand, idle, &nodes, rules)
+                .await?;
+            let counted = counted.get(home).map(|n| n.counted).unwrap_or_default();
+            subject.unannounced = counted.unforeseen();
+            subject.missed_share = Some(counted.missed_share(rules.policy.missed_share));
+            subjects.push(subject);
         }
         let provisioned = self.provisioned_sites().await?;
         notes.extend(provisioned.trouble.clone());
@@ -397,13 +401,16 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         };
         let configured = planning.sites.iter().map(|s| {
             let there = provisioned.nodes.get(&s.name).copied().unwrap_or(0);
-            let is_shut =
-                provisioned.quarantined.contains(&s.name) || provisioned.trouble.is_some();
-            let quota = if is_shut {
-                0
-            } else {
-                (planning.nodes_at_site + awaited(&s.name)).saturating_sub(there)
-            };
+            let quarantined = provisioned.quarantined.get(&s.name).map(|why| {
+                format!(
+                    "the site is quarantined because {why}: look, then `forerun provision \
+                     end-quarantine {}`",
+                    s.name
+                )
+            });
+            let makes_none = (planning.nodes_at_site == 0)
+                .then(|| "this controller makes none: it has no [provision] table".to_owned());
+            let quota = (planning.nodes_at_site + awaited(&s.name)).saturating_sub(there);
             SiteView {
                 name: s.name.clone(),
                 latency_ms: s.latency_ms,
@@ -411,6 +418,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 provision: (provisioned.seconds.get(&s.name).copied())
                     .map_or(Seconds(s.provision_seconds), Seconds),
                 quota: u32::try_from(quota).unwrap_or(u32::MAX),
+                shut: provisioned.trouble.clone().or(quarantined).or(makes_none),
             }
         });
         let mut sites: Vec<SiteView> = configured.collect();
@@ -421,7 +429,8 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                     latency_ms: 0.0,
                     bandwidth: Bandwidth(planning.config.bandwidth_mib.saturating_mul(1 << 20)),
                     provision: Seconds(0),
-                    quota: 0, // nodes that people brought; none can be made
+                    quota: 0,
+                    shut: Some("nodes are not made there: it is no [[site]]".into()),
                 });
             }
         }

@@ -29,7 +29,7 @@ use crate::provision::{
 use crate::store::{Commit, Store, Transaction};
 use node::{Error, ErrorKind, NodeName, Result};
 use proto::v1::{self, start_request};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -429,7 +429,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             *sites.nodes.entry(n.site).or_default() += 1;
         }
         sites.trouble = p.check_program().err().map(|e| e.to_string());
-        sites.quarantined = p.lifecycle.quarantines().await?.into_keys().collect();
+        sites.quarantined = p.lifecycle.quarantines().await?;
         let mut took: BTreeMap<String, Vec<u64>> = BTreeMap::new();
         for o in p.lifecycle.operations().await? {
             if let Some(at) = o.registered {
@@ -462,8 +462,8 @@ impl<S: Store, N: Nodes> Controller<S, N> {
 pub(super) struct Sites {
     /// Nodes that it made or is making.
     pub nodes: BTreeMap<String, usize>,
-    /// Those that get no new ones.
-    pub quarantined: BTreeSet<String>,
+    /// Those that get no new ones, and why.
+    pub quarantined: BTreeMap<String, String>,
     /// Why none can be made anywhere.
     pub trouble: Option<String>,
     /// The median time from command to registration.

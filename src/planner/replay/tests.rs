@@ -43,6 +43,7 @@ fn world(days: usize) -> World {
             bandwidth: Bandwidth(100 << 20),
             provision: Seconds(120),
             quota: 10,
+            shut: None,
         }],
         prices: Prices::parse(
             r#"
