@@ -615,6 +615,30 @@ pub struct ReviewResponse {
     pub json: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForecastRequest {
+    /// A volume, a measured VM or a node; "volume/NAME", "vm/NAME" or "node/NAME" where several have it.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// What of it; empty: bytes written of a volume, processors of a VM or a node.
+    #[prost(string, tag = "2")]
+    pub metric: ::prost::alloc::string::String,
+    /// Samples ahead.
+    #[prost(uint32, tag = "3")]
+    pub steps: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForecastResponse {
+    /// As `forerun forecast --output json` prints it.
+    #[prost(string, tag = "1")]
+    pub json: ::prost::alloc::string::String,
+    /// "cores", "bytes", "bytes/s" or "1/s".
+    #[prost(string, tag = "2")]
+    pub unit: ::prost::alloc::string::String,
+    /// What had to be repaired or supposed, each in a sentence.
+    #[prost(string, repeated, tag = "3")]
+    pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AddCalendarEventsRequest {
     /// One or more [event](event) tables, as in the calendar's file. An event of a name that is known
     /// replaces it.
@@ -1084,6 +1108,30 @@ pub mod fleet_client {
             req.extensions_mut().insert(GrpcMethod::new("forerun.v1.Fleet", "Review"));
             self.inner.unary(req, path, codec).await
         }
+        /// What comes of one series of the history.
+        pub async fn forecast(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ForecastRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ForecastResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/forerun.v1.Fleet/Forecast",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("forerun.v1.Fleet", "Forecast"));
+            self.inner.unary(req, path, codec).await
+        }
         pub async fn add_calendar_events(
             &mut self,
             request: impl tonic::IntoRequest<super::AddCalendarEventsRequest>,
@@ -1259,6 +1307,14 @@ pub mod fleet_server {
             &self,
             request: tonic::Request<super::ReviewRequest>,
         ) -> std::result::Result<tonic::Response<super::ReviewResponse>, tonic::Status>;
+        /// What comes of one series of the history.
+        async fn forecast(
+            &self,
+            request: tonic::Request<super::ForecastRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ForecastResponse>,
+            tonic::Status,
+        >;
         async fn add_calendar_events(
             &self,
             request: tonic::Request<super::AddCalendarEventsRequest>,
@@ -1745,6 +1801,49 @@ pub mod fleet_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReviewSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/forerun.v1.Fleet/Forecast" => {
+                    #[allow(non_camel_case_types)]
+                    struct ForecastSvc<T: Fleet>(pub Arc<T>);
+                    impl<T: Fleet> tonic::server::UnaryService<super::ForecastRequest>
+                    for ForecastSvc<T> {
+                        type Response = super::ForecastResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ForecastRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Fleet>::forecast(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ForecastSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

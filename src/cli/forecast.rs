@@ -1,4 +1,5 @@
-//! `forerun forecast`: what comes next in a file of samples, or how good such forecasts were.
+//! `forerun forecast`: what comes next of a volume, a VM or a node, or in a file of samples, and how good such
+//! forecasts were.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -6,52 +7,45 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::out::{figure, text};
-use super::{Failure, Out, samples};
-use crate::predict::{self, Forecast, Series, backtest, csv, fan, quantile, series};
+use super::{Failure, Out, foretold, samples};
+use crate::predict::{self, Forecast, Series, Told, backtest, csv, fan, series};
 
-/// Levels printed for each step, and for the window's maximum.
-const STEP_LEVELS: [(&str, f64); 11] = [
-    ("0.025", 0.025),
-    ("0.1", 0.1),
-    ("0.2", 0.2),
-    ("0.3", 0.3),
-    ("0.4", 0.4),
-    ("0.5", 0.5),
-    ("0.6", 0.6),
-    ("0.7", 0.7),
-    ("0.8", 0.8),
-    ("0.9", 0.9),
-    ("0.975", 0.975),
-];
-const WINDOW_LEVELS: [(&str, f64); 3] = [("0.5", 0.5), ("0.9", 0.9), ("0.95", 0.95)];
 /// Longest horizon: beyond it the analogues of a month's history are too few.
 const LONGEST_HORIZON: usize = 2016;
 /// Days of history drawn left of the fan.
 const DRAWN_DAYS: usize = 1;
 
-/// Forecast a series, or score forecasts of its past
+/// Forecast what the controller measures of a volume, a VM or a node, or a file; or score forecasts of its past
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// A CSV file (or .csv.gz) with a header: a column of times and one or more of values
-    #[arg(long, value_name = "FILE.csv", required = true, num_args = 1..)]
+    /// A volume, a measured VM or a node of the controller's fleet; `volume/NAME`, `vm/NAME` or `node/NAME` where
+    /// several have the name
+    #[arg(value_name = "NAME", required_unless_present = "history")]
+    name: Option<String>,
+    /// What of it: disk-write, disk-read, writes, reads, dirtied or replicated of a volume [default: disk-write];
+    /// cpu, memory, disk-read, disk-write, network-in or network-out of a VM or a node [default: cpu]
+    #[arg(long, value_name = "METRIC", conflicts_with = "history")]
+    metric: Option<String>,
+    /// A CSV file (or .csv.gz) with a header, without any controller: a column of times and one or more of values
+    #[arg(long, value_name = "FILE.csv", num_args = 1.., conflicts_with = "name")]
     history: Vec<PathBuf>,
     /// The column to forecast, if there are several
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", requires = "history")]
     column: Option<String>,
     /// The machine to forecast, if the file has a column `vm`
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", requires = "history")]
     vm: Option<String>,
     /// The column is a counter: forecast its rate a second
-    #[arg(long)]
+    #[arg(long, requires = "history")]
     counter: bool,
     /// Ask ARIMA, ETS and MSTL too: a little better on some series, and much slower
-    #[arg(long)]
+    #[arg(long, requires = "history")]
     fitted: bool,
     /// Steps to forecast
     #[arg(long, value_name = "STEPS", default_value_t = 48)]
     horizon: usize,
     /// Forecast from many moments of the past instead, and score what came
-    #[arg(long)]
+    #[arg(long, requires = "history")]
     backtest: bool,
     /// Samples between the origins of a backtest
     #[arg(
@@ -72,15 +66,6 @@ pub struct Args {
 }
 
 #[derive(Serialize)]
-struct Answer<'a> {
-    series: &'a str,
-    step_seconds: u32,
-    quantiles: serde_json::Map<String, serde_json::Value>,
-    window_max: serde_json::Map<String, serde_json::Value>,
-    chosen: &'static str,
-}
-
-#[derive(Serialize)]
 struct Row {
     series: String,
     origins: usize,
@@ -95,12 +80,17 @@ struct Row {
 }
 
 /// Run the verb.
-pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
+pub fn run(args: &Args, controller: &str, out: &Out) -> Result<(), Failure> {
     if args.horizon == 0 || args.horizon > LONGEST_HORIZON || args.stride == 0 {
         return Err(Failure::usage(format!(
             "a horizon of {} steps every {} samples: the horizon must be 1 to {LONGEST_HORIZON}, the stride at least 1",
             args.horizon, args.stride
         )));
+    }
+    if let Some(name) = &args.name {
+        let metric = args.metric.as_deref().unwrap_or_default();
+        let asked = foretold::ask(name, metric, args.horizon, controller, out);
+        return super::block_on(asked);
     }
     let mut all = Vec::new();
     for path in &args.history {
@@ -132,20 +122,19 @@ fn load(path: &Path, args: &Args, out: &Out) -> Result<Vec<(String, Series)>, Fa
     wanted
         .map(|(vm, samples)| {
             let parts = [&*stem, vm, args.column.as_deref().unwrap_or("")];
-            let name = parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
+            let name = parts
+                .into_iter()
+                .filter(|part| !part.is_empty())
+                .collect::<Vec<_>>()
+                .join("/");
             let made = if args.counter {
                 Series::from_samples(&series::rates(samples))
             } else {
                 Series::from_samples(samples)
             };
             let series = made.map_err(|e| failed(&format!("{name}: {e}")))?;
-            if series.notes != series::Notes::default() && !args.backtest {
-                let n = series.notes;
-                out.note(format!(
-                    "{name}: repaired {} values not finite, {} stamps out of order, {} duplicates, {} gaps filled with \
-                     the last value, {} samples before a long gap left out",
-                    n.not_finite, n.out_of_order, n.duplicates, n.filled, n.before_gap
-                ));
+            if let Some(repaired) = series.notes.sentence().filter(|_| !args.backtest) {
+                out.note(format!("{name}: {repaired}"));
             }
             Ok((name, series))
         })
@@ -163,12 +152,17 @@ fn ahead(all: &[(String, Series)], args: &Args, out: &Out) -> Result<(), Failure
             "forecast one series at a time; these were read: {names} (choose with --vm)"
         )));
     };
-    let forecast = once(series, args);
+    let told = Told::of(name, series.step_seconds, &once(series, args));
+    show(&told, |value| format!("{value:.4}"), out);
+    Ok(())
+}
+
+/// A forecast as it is asked for, with values that are written so for people.
+pub(super) fn show(told: &Told, value: impl Fn(f64) -> String, out: &Out) {
     if out.is_json() {
-        out.json(&answer(name, series, &forecast));
-        return Ok(());
+        out.json(told);
+        return;
     }
-    let steps: Vec<usize> = (1..=args.horizon).collect();
     let columns = [
         figure("STEP"),
         figure("2.5%"),
@@ -177,20 +171,30 @@ fn ahead(all: &[(String, Series)], args: &Args, out: &Out) -> Result<(), Failure
         figure("90%"),
         figure("97.5%"),
     ];
+    let levels = ["0.025", "0.1", "0.5", "0.9", "0.975"];
+    let cells = levels.map(|level| told.quantiles.get(level));
+    let steps: Vec<usize> = (0..cells[0].map_or(0, Vec::len)).collect();
     let row = |step: &usize| {
-        let levels = [0.025, 0.1, 0.5, 0.9, 0.975];
-        let values =
-            levels.map(|level| format!("{:.4}", quantile::at(&forecast.steps[step - 1], level)));
-        std::iter::once(step.to_string()).chain(values).collect()
+        let of = |values: &Option<&Vec<f64>>| {
+            let known = values.and_then(|values| values.get(*step));
+            known.map_or_else(String::new, |v| value(*v))
+        };
+        let number = std::iter::once((step + 1).to_string());
+        number.chain(cells.iter().map(of)).collect()
     };
     out.list(&steps, &columns, row, "");
-    let [half, ninety, ninety_five] =
-        WINDOW_LEVELS.map(|(_, level)| quantile::at(&forecast.window_max, level));
+    let most = |level: &str| {
+        told.window_max
+            .get(level)
+            .map_or_else(String::new, |v| value(*v))
+    };
     out.line(format!(
-        "maximum of the window: median {half:.4}, 90% {ninety:.4}, 95% {ninety_five:.4}; led by {}",
-        forecast.chosen
+        "maximum of the window: median {}, 90% {}, 95% {}; led by {}",
+        most("0.5"),
+        most("0.9"),
+        most("0.95"),
+        told.chosen
     ));
-    Ok(())
 }
 
 fn once(series: &Series, args: &Args) -> Forecast {
@@ -198,30 +202,6 @@ fn once(series: &Series, args: &Args) -> Forecast {
         predict::forecast_fitted(series, args.horizon)
     } else {
         predict::forecast(series, args.horizon)
-    }
-}
-
-fn answer<'a>(name: &'a str, series: &Series, forecast: &Forecast) -> Answer<'a> {
-    let quantiles = STEP_LEVELS.iter().map(|(label, level)| {
-        let values: Vec<f64> = forecast
-            .steps
-            .iter()
-            .map(|step| quantile::at(step, *level))
-            .collect();
-        ((*label).to_owned(), values.into())
-    });
-    let window = WINDOW_LEVELS.iter().map(|(label, level)| {
-        (
-            (*label).to_owned(),
-            quantile::at(&forecast.window_max, *level).into(),
-        )
-    });
-    Answer {
-        series: name,
-        step_seconds: series.step_seconds,
-        quantiles: quantiles.collect(),
-        window_max: window.collect(),
-        chosen: forecast.chosen,
     }
 }
 

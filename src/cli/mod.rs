@@ -14,6 +14,7 @@ mod events;
 mod failover;
 mod failure;
 mod forecast;
+mod foretold;
 mod node;
 mod nodes;
 mod operation;
@@ -112,7 +113,7 @@ enum Verb {
     /// Tell the planner of events ahead: maintenance and traffic spikes
     #[command(subcommand)]
     Calendar(calendar::Verb),
-    /// Forecast a series, or score forecasts of its past
+    /// Forecast a volume, a VM, a node or a file, or score forecasts of its past
     Forecast(forecast::Args),
     /// Replay decisions over recorded load
     Simulate(simulate::Args),
@@ -168,7 +169,7 @@ fn run(cli: Cli, out: &Out) -> Result<(), Failure> {
         Verb::Provision(verb) => block_on(provision::run(verb, controller, out)),
         Verb::Plan(args) => plan::run(&args, controller, out),
         Verb::Calendar(verb) => block_on(calendar::run(verb, controller, out)),
-        Verb::Forecast(args) => forecast::run(&args, out),
+        Verb::Forecast(args) => forecast::run(&args, controller, out),
         Verb::Simulate(args) => simulate::run(&args, out),
         Verb::Events(args) => block_on(events::run(args, controller, out)),
         Verb::Demo(args) => block_on(demo::run(args, out)),

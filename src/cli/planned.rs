@@ -112,6 +112,16 @@ pub async fn review(controller: &str, out: &Out) -> Result<(), Failure> {
         out.json(&reviewed);
         return Ok(());
     }
+    let count = |what: &str| -> u64 {
+        let all = reviewed["needs"].as_object().into_iter().flatten();
+        all.filter_map(|(_, n)| n[what].as_u64()).sum()
+    };
+    let needs = format!(
+        "Overloads: {} foreseen in time, {} not; {} times volumes had to leave, or left, unannounced.",
+        count("foreseen"),
+        count("missed"),
+        count("surprises")
+    );
     let review = &reviewed["review"];
     let Some(count) = review["count"].as_u64() else {
         let open = rows(&reviewed, "predictions").len();
@@ -133,6 +143,7 @@ pub async fn review(controller: &str, out: &Out) -> Result<(), Failure> {
         share(&review["caught"], "- (nothing happened)"),
         share(&review["needed"], "- (none was kept)")
     ));
+    out.line(needs);
     out.list(
         rows(review, "calibration"),
         &[figure("SAID"), figure("HAPPENED"), figure("TIMES")],

@@ -322,6 +322,13 @@ impl<S: Store, N: Nodes> Fleet for Controller<S, N> {
         answer(self.answer_review().await)
     }
 
+    async fn forecast(
+        &self,
+        r: Request<v1::ForecastRequest>,
+    ) -> Result<Response<v1::ForecastResponse>, Status> {
+        answer(self.answer_forecast(r.into_inner()).await)
+    }
+
     async fn add_calendar_events(
         &self,
         r: Request<v1::AddCalendarEventsRequest>,

@@ -161,6 +161,16 @@ impl Kept {
         })
     }
 
+    /// What was ever measured of a machine.
+    #[must_use]
+    pub fn metrics(&self, machine: &str) -> Vec<Metric> {
+        let numbers = self.inner.numbers();
+        let of_it = numbers.keys().filter(|key| key.machine == machine);
+        let mut metrics: Vec<Metric> = of_it.map(|key| key.metric).collect();
+        metrics.sort_unstable();
+        metrics
+    }
+
     /// Bytes of samples, the file's own book-keeping included.
     ///
     /// # Errors

@@ -89,7 +89,20 @@ impl Metric {
         }
     }
 
-    fn from_name(name: &str) -> Option<Metric> {
+    /// What its values are.
+    #[must_use]
+    pub fn unit(self) -> &'static str {
+        match self {
+            Metric::Cpu => "cores",
+            Metric::Memory => "bytes",
+            Metric::Reads | Metric::Writes => "1/s",
+            _ => "bytes/s",
+        }
+    }
+
+    /// The metric of a name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Metric> {
         let mut all = Metric::MACHINE.into_iter().chain(Metric::VOLUME);
         all.find(|metric| metric.name() == name)
     }

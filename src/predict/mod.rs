@@ -46,9 +46,11 @@ mod scene;
 pub mod seeding;
 pub mod series;
 mod smoothing;
+mod told;
 mod verdict;
 
 pub use engine::{Forecast, Memory};
 pub use forecast::{forecast, forecast_fitted};
 pub use scene::Scene;
 pub use series::{Sample, Series, SeriesError};
+pub use told::Told;
