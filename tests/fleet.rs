@@ -8,10 +8,12 @@
 
 mod fleet_processes;
 
-use fleet_processes::{Fleet, PATIENCE, Who};
+use fleet_processes::scene::Scene;
+use fleet_processes::{Fleet, PATIENCE, VOLUME, Who};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 fn refused(fleet: &Fleet, args: &[&str], code: i32, words: &str) {
     let out = fleet.output(args);
@@ -80,4 +82,35 @@ fn volumes_come_and_go_and_a_killed_controller_is_not_missed() {
     fleet.run(&["volume", "delete", "vm1"]);
     assert_eq!(fleet.run(&["volume", "list"]), Value::Array(Vec::new()));
     assert!(!fleet.volume("a", "vm1").exists());
+}
+
+/// After each restart a controller knew nothing of what guests write, copied baselines from end to end and
+/// promised nothing until it had learned it again.
+#[test]
+fn a_controller_that_is_started_again_knows_what_guests_write() {
+    const WINDOW: Duration = Duration::from_secs(10);
+    let mut scene = Scene::start(100);
+    let fleet = &mut scene.fleet;
+    let folder = fleet.volume("controller", VOLUME);
+    let folder = folder.parent().unwrap().parent().unwrap().to_owned();
+    let file = folder.join("habits").join(VOLUME);
+    for _ in 0..6 {
+        // a window has to pass in which it heard of writes, and on a busy machine more
+        std::thread::sleep(WINDOW * 3 / 2);
+        fleet.terminate(Who::Controller);
+        if file.exists() {
+            break;
+        }
+        fleet.restart(Who::Controller);
+    }
+    assert!(file.metadata().unwrap().len() > 100, "nothing was kept");
+    fleet.restart(Who::Controller);
+    let log = std::fs::read_to_string(folder.with_extension("log")).unwrap();
+    let restored = "the habits of 1 volumes' guests are known";
+    assert!(log.contains(restored), "{log}");
+    scene
+        .load
+        .take()
+        .unwrap()
+        .check(&scene.fleet.uri("a", VOLUME));
 }

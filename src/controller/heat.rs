@@ -1,6 +1,8 @@
 //! Which extents guests write, by volume: from the trails in heartbeats, for the order in which a
-//! baseline is copied, and for how long increments will take to become small. In memory only: without it
-//! a baseline is copied from end to end, and nothing is promised.
+//! baseline is copied, and for how long increments will take to become small. Without it a baseline is copied
+//! from end to end, and nothing is promised; so it is left to the next process, in files that may be lost.
+
+mod kept;
 
 use crate::predict::convergence::{Convergence, DirtyCurve};
 use crate::predict::extent::Habits;
@@ -61,6 +63,8 @@ struct Volume {
     habits: Habits,
     spans: [Span; SPANS.len()],
     windows: u32,
+    /// How many of them are in its file.
+    kept: u32,
     dirtied: u64,
 }
 
@@ -76,7 +80,7 @@ impl Volume {
                 span.close_window(&self.open, length);
             }
             self.habits.close_window(self.open.drain());
-            self.windows += 1;
+            self.windows = self.windows.saturating_add(1);
         }
         self.opened += WINDOW * passed;
     }
@@ -114,6 +118,7 @@ impl Heat {
                 habits: Habits::default(),
                 spans: Default::default(),
                 windows: 0,
+                kept: 0,
                 dirtied: 0,
             };
             let v = all.entry(name).or_insert_with(fresh);

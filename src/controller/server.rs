@@ -34,16 +34,21 @@ pub async fn serve(
         .map_err(|e| Error::io(asked.clone(), e))?;
     let address = listener.local_addr().map_err(|e| Error::io(asked, e))?;
     let controller = Controller::start(store, GrpcNodes::default(), &config).await?;
+    let habits = config.data.join("habits");
+    controller.remember_habits(&habits).await;
     controller.provision(&config, address).await?;
     let watch = tokio::spawn(controller.clone().watch_over());
     let plans = tokio::spawn(controller.clone().keep_planning());
+    let keeps = tokio::spawn(controller.clone().keep_habits(habits.clone()));
     listening(address);
     let served = Server::builder()
         .add_service(FleetServer::new(controller.clone()))
-        .add_service(RegistryServer::new(controller))
+        .add_service(RegistryServer::new(controller.clone()))
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop)
         .await;
     watch.abort();
     plans.abort();
+    keeps.abort();
+    controller.put_habits(&habits).await;
     served.map_err(|e| Error::new(ErrorKind::Io, format!("serve gRPC on {address}: {e}")))
 }

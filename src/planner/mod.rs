@@ -11,6 +11,7 @@
 mod calendar;
 mod commitment;
 mod distribution;
+mod foresight;
 mod place;
 mod plan;
 mod policy;
@@ -24,6 +25,7 @@ mod unit;
 pub use calendar::{Calendar, Event, EventKind, Occurrence};
 pub use commitment::{Bin, Commitment, Commitments, Outcome, Review};
 pub use distribution::Distribution;
+pub use foresight::Foresight;
 pub use place::{Ask, Choice, Limits, NodeView, Rejection, Reservations, Terms, choose};
 pub use plan::{
     Action, Decision, Held, Input, Outlook, Plan, SiteView, Subject, Trigger, Way, plan,

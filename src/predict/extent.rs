@@ -21,6 +21,8 @@
 //! is the disk's. Whatever lies in the second class is then copied no earlier than a copy in the order of
 //! the disk would, wherever a burst falls in it.
 
+mod record;
+
 use std::collections::HashMap;
 
 /// Windows in a state.
@@ -57,6 +59,8 @@ pub struct Habits {
     seen: [f64; STATES],
     followed: [f64; STATES],
     window: u32,
+    /// Of them those in which nobody looked.
+    unseen: u32,
 }
 
 impl Default for Habits {
@@ -66,6 +70,7 @@ impl Default for Habits {
             seen: [0.0; STATES],
             followed: [0.0; STATES],
             window: 0,
+            unseen: 0,
         }
     }
 }
@@ -73,14 +78,14 @@ impl Default for Habits {
 impl Habits {
     /// Closes a window in which exactly these extents were written, each listed once.
     pub fn close_window(&mut self, written: impl IntoIterator<Item = u64>) {
-        self.window += 1;
+        self.window = self.window.saturating_add(1);
         for extent in written {
             let trail = self.trails.entry(extent).or_default();
             if trail.last > 0 {
                 trail.gaps = [self.window - trail.last, trail.gaps[0]];
             }
             trail.last = self.window;
-            trail.written += 1;
+            trail.written = trail.written.saturating_add(1);
         }
         for trail in self.trails.values_mut() {
             let now = trail.last == self.window;
@@ -88,6 +93,13 @@ impl Habits {
             self.followed[trail.state as usize] += f64::from(u8::from(now));
             trail.state = (trail.state << 1 | u8::from(now)) & (STATES as u8 - 1);
         }
+    }
+
+    /// Lets windows pass in which nobody looked: nothing is counted, and periodic jobs keep their time.
+    pub fn pass_unseen(&mut self, windows: u32) {
+        let passed = windows.min(u32::MAX - self.window);
+        self.window += passed;
+        self.unseen += passed;
     }
 
     /// The probability that an extent is written in the next window; none for an extent that never
@@ -113,7 +125,7 @@ impl Habits {
         let [near, far] = trail.gaps.map(f64::from);
         far > f64::from(RECENT)
             && (near - far).abs() <= EVEN * far
-            && (f64::from(self.window + 1 - trail.last) - near).abs() <= EVEN * near
+            && (f64::from(self.window - trail.last) + 1.0 - near).abs() <= EVEN * near
     }
 
     /// All extents of a disk of `count`, coldest first; among equals in the order of the disk, so that
@@ -123,7 +135,7 @@ impl Habits {
         let reaches = self.reaches(count, extent_bytes);
         let mut order: Vec<(f64, u64)> = reaches.into_iter().zip(0..).collect();
         for (extent, trail) in self.trails.iter().filter(|(extent, _)| **extent < count) {
-            let often = f64::from(trail.written) / f64::from(self.window);
+            let often = f64::from(trail.written) / f64::from((self.window - self.unseen).max(1));
             order[*extent as usize].0 = self.probability(*extent).unwrap_or(0.0) + often;
         }
         order.sort_by(|a, b| a.0.total_cmp(&b.0));

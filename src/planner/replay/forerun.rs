@@ -1,8 +1,8 @@
 //! Keeps what the planner decides.
 
 use super::super::{
-    Action, Ask, Bandwidth, Bytes, Commitments, Held, Input, Mode, Money, Policy, Seconds,
-    SiteView, Subject, Windows, plan,
+    Action, Ask, Bandwidth, Bytes, Commitments, Foresight, Held, Input, Mode, Money, Policy,
+    Seconds, SiteView, Subject, Windows, plan,
 };
 use super::forecaster::Forecaster;
 use super::keeper::Keeper;
@@ -102,8 +102,8 @@ impl<F: Forecaster> Forerun<F> {
             site: "home".into(),
             windows,
             capacity,
-            unannounced: self.unannounced.rate() + self.foreseen[vm].unforeseen(),
-            missed_share: Some(self.foreseen[vm].missed_share(self.policy.missed_share)),
+            unannounced: self.unannounced.rate() + self.foreseen[vm].counted.unforeseen(),
+            missed_share: Some((self.foreseen[vm].counted).missed_share(self.policy.missed_share)),
             moving: vec![Ask {
                 volume: v.name.clone(),
                 bytes: v.disk,
@@ -152,33 +152,20 @@ impl Unannounced {
     }
 }
 
-/// How many of the overloads that began were announced by a forecast as early as a copy takes, and how
-/// often a VM left by load without that.
+/// What of a VM's needs by load was foreseen.
 #[derive(Default)]
 struct Foreseen {
     /// Whether a forecast announced one, in the latest cycles.
     said: VecDeque<bool>,
-    foreseen: f64,
-    missed: f64,
+    counted: Foresight,
     away: bool,
-    surprised: f64,
-    seconds: f64,
 }
-
-/// One is no rate: it counts as if as much had been seen before without any.
-const UNFORESEEN_EVERY: f64 = 7.0 * 86_400.0;
-
-/// How many overloads the policy's share counts for, as long as few have been seen.
-const PRIOR_OVERLOADS: f64 = 4.0;
 
 impl Foreseen {
     /// What is said now, about `lead` cycles ahead, and whether an overload begins now.
     fn observe(&mut self, said: bool, lead: usize, begins: bool) {
         if begins && self.said.len() > lead {
-            match self.said[lead] {
-                true => self.foreseen += 1.0,
-                false => self.missed += 1.0,
-            }
+            self.counted.overload(self.said[lead]);
         }
         self.said.push_front(said);
         self.said.truncate(lead + 1);
@@ -188,20 +175,10 @@ impl Foreseen {
     fn left(&mut self, away: bool, by_load: bool, cycle: Seconds) {
         let said = self.said.back().copied().unwrap_or(false);
         if away && !self.away && by_load && !said {
-            self.surprised += 1.0;
+            self.counted.surprise();
         }
         self.away = away;
-        self.seconds += cycle.0 as f64;
-    }
-
-    /// Times a second that it leaves by load that nothing announced.
-    fn unforeseen(&self) -> f64 {
-        self.surprised / (self.seconds + UNFORESEEN_EVERY)
-    }
-
-    fn missed_share(&self, before: f64) -> f64 {
-        let seen = self.foreseen + self.missed;
-        (self.missed + before * PRIOR_OVERLOADS) / (seen + PRIOR_OVERLOADS)
+        self.counted.pass(cycle);
     }
 }
 
