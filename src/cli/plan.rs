@@ -1,7 +1,7 @@
 //! `forerun plan`: where copies should be, and why.
 
 use super::out::{figure, text};
-use super::{Failure, Out, planned};
+use super::{Failure, Out, planned, samples};
 use crate::planner::replay::{Forecaster, Recent};
 use crate::planner::{
     Action, Ask, Bandwidth, Bytes, Calendar, Commitments, Distribution, Held, Input, Mode, Money,
@@ -343,7 +343,7 @@ fn subject(m: Moving, base: &Path, now: u64, notes: &mut Vec<String>) -> Result<
 /// What a `timestamp,value` file says of the windows ahead. Without a forecast only events count.
 fn windows(path: &Path, now: u64, notes: &mut Vec<String>) -> Result<Windows, Failure> {
     let name = format!("history {}", path.display());
-    let mut samples: Vec<Sample> = csv::read(&read(path)?, None)
+    let mut samples: Vec<Sample> = csv::read(&samples::read(path)?, None)
         .map_err(|e| Failure::new(format!("{name}: {e}")))?
         .into_values()
         .flatten()

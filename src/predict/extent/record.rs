@@ -116,7 +116,10 @@ mod tests {
         let mut before = some();
         let mut after = Habits::from_bytes(&before.to_bytes()).unwrap();
         for window in 40..60 {
-            assert_eq!(after.coldest_first(200), before.coldest_first(200));
+            assert_eq!(
+                after.coldest_first(200, 4096),
+                before.coldest_first(200, 4096)
+            );
             // a sum in no order
             let off = after.expected_writes() - before.expected_writes();
             assert!(off.abs() < 1e-9, "{off}");
@@ -150,7 +153,7 @@ mod tests {
                     habits.close_window([window]);
                     habits.pass_unseen(1);
                 }
-                prop_assert_eq!(habits.coldest_first(50).len(), 50);
+                prop_assert_eq!(habits.coldest_first(50, 4096).len(), 50);
             }
         }
     }
