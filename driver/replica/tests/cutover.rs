@@ -113,6 +113,28 @@ impl Scene {
         }
     }
 
+    /// The volume has moved at the epoch of the answer, and the source has lost its memory before it sent its
+    /// guests on.
+    async fn relinquished(&self) -> Epoch {
+        let listener = Listener::new(&self.dice, &[]);
+        self.attempt(&listener, 30, |_| {}).await.unwrap();
+        self.volume.s.redirected.set(None);
+        let (_, epoch) = self.volume.s.relinquished.borrow().unwrap();
+        epoch
+    }
+
+    /// A source that starts sees to it that what it relinquished arrives.
+    async fn roll_forward(&self, listener: &Listener<'_>, epoch: Epoch) -> Result<()> {
+        let receiver = self.node.open().await.unwrap();
+        let again = sender(&self.volume);
+        let dial = async || listener.dial().await;
+        let forward = pin!(roll_forward(&again, &self.plan, epoch, dial, |_| {}));
+        match select(forward, pin!(listener.serve(&receiver))).await {
+            Either::Left((result, _)) => result,
+            Either::Right(_) => unreachable!("the listener listens for ever"),
+        }
+    }
+
     fn assert_moved(&self) {
         let (next, epoch) = self.volume.s.relinquished.borrow().unwrap();
         assert_eq!(next, Generation(2));
@@ -238,26 +260,10 @@ fn after_relinquish_the_only_way_is_forward() {
     for cut in 0..12 {
         let scene = scene(cut);
         run(async {
-            let listener = Listener::new(&scene.dice, &[]);
-            scene.attempt(&listener, 30, |_| {}).await.unwrap();
-            let (_, epoch) = scene.volume.s.relinquished.borrow().unwrap();
-            // As if the redirection and everything in memory had been lost.
-            scene.volume.s.redirected.set(None);
-            let again = sender(&scene.volume);
+            let epoch = scene.relinquished().await;
             let cut = Fault::Cut(cut * 20);
             let listener = Listener::new(&scene.dice, &[(Fault::None, cut), (cut, Fault::None)]);
-            let receiver = scene.node.open().await.unwrap();
-            let forward = pin!(roll_forward(
-                &again,
-                &scene.plan,
-                epoch,
-                async || listener.dial().await,
-                |_| {}
-            ));
-            match select(forward, pin!(listener.serve(&receiver))).await {
-                Either::Left((result, _)) => result.unwrap(),
-                Either::Right(_) => unreachable!("the listener listens for ever"),
-            }
+            scene.roll_forward(&listener, epoch).await.unwrap();
             scene.assert_moved();
         });
     }
@@ -270,21 +276,12 @@ fn after_relinquish_the_only_way_is_forward() {
 fn a_target_that_takes_the_volume_while_it_is_asked_has_taken_it() {
     let scene = scene(5);
     run(async {
-        let listener = Listener::new(&scene.dice, &[]);
-        scene.attempt(&listener, 30, |_| {}).await.unwrap();
-        let (_, epoch) = scene.volume.s.relinquished.borrow().unwrap();
-        scene.volume.s.redirected.set(None);
+        let epoch = scene.relinquished().await;
         let target = &scene.node.target;
         target.taken_when_asked.set(target.owned.take());
         target.seen.set(Generation(1));
-        let receiver = scene.node.open().await.unwrap();
-        let again = sender(&scene.volume);
-        let dial = async || listener.dial().await;
-        let forward = pin!(roll_forward(&again, &scene.plan, epoch, dial, |_| {}));
-        match select(forward, pin!(listener.serve(&receiver))).await {
-            Either::Left((result, _)) => result.unwrap(),
-            Either::Right(_) => unreachable!("the listener listens for ever"),
-        }
+        let listener = Listener::new(&scene.dice, &[]);
+        scene.roll_forward(&listener, epoch).await.unwrap();
         scene.assert_moved();
     });
 }
@@ -296,9 +293,7 @@ fn a_target_that_takes_the_volume_while_it_is_asked_has_taken_it() {
 fn a_hand_over_that_was_overtaken_is_not_rolled_forward_for_ever() {
     let scene = scene(3);
     run(async {
-        let listener = Listener::new(&scene.dice, &[]);
-        scene.attempt(&listener, 30, |_| {}).await.unwrap();
-        let (_, epoch) = scene.volume.s.relinquished.borrow().unwrap();
+        let epoch = scene.relinquished().await;
         // Here again in generation 3: there a copy that follows.
         let back = Generation(3);
         scene.volume.s.generation.set(back);
@@ -308,16 +303,9 @@ fn a_hand_over_that_was_overtaken_is_not_rolled_forward_for_ever() {
         replica::adopt(record, world::VOLUME, SIZE, back, later)
             .await
             .unwrap();
-        let receiver = scene.node.open().await.unwrap();
-        let again = sender(&scene.volume);
-        let dial = async || listener.dial().await;
-        let forward = pin!(roll_forward(&again, &scene.plan, epoch, dial, |_| {}));
-        match select(forward, pin!(listener.serve(&receiver))).await {
-            Either::Left((result, _)) => {
-                assert_eq!(result.unwrap_err().kind(), ErrorKind::Fenced);
-            }
-            Either::Right(_) => unreachable!("the listener listens for ever"),
-        }
+        let listener = Listener::new(&scene.dice, &[]);
+        let overtaken = scene.roll_forward(&listener, epoch).await;
+        assert_eq!(overtaken.unwrap_err().kind(), ErrorKind::Fenced);
         assert!(listener.dialled.get() < 5, "once is enough");
     });
 }

@@ -469,21 +469,34 @@ fn an_orderly_close_leaves_intents_only_where_a_replica_lacks_something() {
     assert_eq!(areas, [4]);
 }
 
-/// A replica had a write that the source's disk then lost: nobody had flushed it. They differed, and
-/// the intent was gone, because the replica had committed. Intents go only after an image sync.
-#[test]
-fn an_intent_outlives_the_replicas_commit_until_the_image_is_synced() {
+/// An owner with a replica on n2, and a write to block 0 that the replica lacks.
+fn written_and_replicated() -> Node {
     let mut a = Node::new(1 << 30, owner());
-    let name = replica("n2");
-    let c = a.vol.add_cursor(name.clone(), Start::At(Epoch(0))).unwrap();
+    let c = a
+        .vol
+        .add_cursor(replica("n2"), Start::At(Epoch(0)))
+        .unwrap();
     assert_eq!(a.ended(c), Some(Ok(())));
     let _ = a.write(0, 0);
     assert!(a.said(|x| matches!(x, Action::Issue(_))));
     assert_eq!(a.vol.complete(NOW, RequestId(0), Ok(())), OK);
-    let snapshot = a.vol.rotate(&name).unwrap();
+    a
+}
+
+/// A replica commits everything that was written so far.
+fn bring(a: &mut Node, name: &CursorName) {
+    let snapshot = a.vol.rotate(name).unwrap();
     a.run();
-    let c = a.vol.committed(&name, snapshot.epoch()).unwrap();
+    let c = a.vol.committed(name, snapshot.epoch()).unwrap();
     assert_eq!(a.ended(c), Some(Ok(())));
+}
+
+/// A replica had a write that the source's disk then lost: nobody had flushed it. They differed, and
+/// the intent was gone, because the replica had committed. Intents go only after an image sync.
+#[test]
+fn an_intent_outlives_the_replicas_commit_until_the_image_is_synced() {
+    let mut a = written_and_replicated();
+    bring(&mut a, &replica("n2"));
     assert_eq!(a.vol.intents().unwrap().len(), 1);
     let deadline = a.vol.deadline().unwrap();
     a.vol.tick(deadline);
@@ -499,23 +512,14 @@ fn an_intent_outlives_the_replicas_commit_until_the_image_is_synced() {
 /// The sync does not cover the write, so the intent stays for the next one.
 #[test]
 fn an_intent_outlives_a_sync_that_began_before_its_write() {
-    let mut a = Node::new(1 << 30, owner());
-    let name = replica("n2");
-    let c = a.vol.add_cursor(name.clone(), Start::At(Epoch(0))).unwrap();
-    assert_eq!(a.ended(c), Some(Ok(())));
-    let _ = a.write(0, 0);
-    assert!(a.said(|x| matches!(x, Action::Issue(_))));
-    assert_eq!(a.vol.complete(NOW, RequestId(0), Ok(())), OK);
+    let mut a = written_and_replicated();
     a.sync_image = false;
     let _ = a.request(1, Op::Flush, Span::new(0, 0));
     assert!(a.said(|x| matches!(x, Action::SyncImage)));
     let _ = a.write(2, 5000);
     assert!(a.said(|x| matches!(x, Action::Issue(_))));
     assert_eq!(a.vol.complete(NOW, RequestId(2), Ok(())), OK);
-    let snapshot = a.vol.rotate(&name).unwrap();
-    a.run();
-    let c = a.vol.committed(&name, snapshot.epoch()).unwrap();
-    assert_eq!(a.ended(c), Some(Ok(())));
+    bring(&mut a, &replica("n2"));
     a.vol.image_synced(NOW, Ok(()));
     for minutes in 1..5 {
         a.vol.tick(Nanos(NOW.0 + minutes * 60_000_000_000));
