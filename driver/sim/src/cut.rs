@@ -44,6 +44,7 @@ impl Cluster {
             former: Cell::new(self.0.former.get()),
             offered: Cell::new(self.0.offered.get()),
             owned: Cell::new(self.0.owned.get()),
+            apart: Cell::new(self.0.apart.get()),
         }))
     }
 }

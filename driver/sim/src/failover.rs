@@ -6,6 +6,15 @@
 //!   the owner is back ─► it asks its peers before a guest may come ─► one is of g+1: it stands by
 //! ```
 //!
+//! Whoever said so may be wrong: the owner is cut off from everything but the guests on its host, and serves
+//! them on. Two nodes acknowledge then, each in its own generation. What the former owner acknowledges is lost
+//! to the volume, and it stops as soon as anybody reaches it.
+//!
+//! ```text
+//!   the owner is cut off ─► a copy takes over, generation g+1 ─► guests elsewhere come to it
+//!     the owner serves on in generation g ─► the network heals ─► it hears of g+1 ─► its guests are sent away
+//! ```
+//!
 //! What asks here is what a controller is in production: it knows which cutover has not ended, and lets
 //! only its target take over then, in the generation that was offered; it asks until it is answered; and
 //! it deposes an owner of an earlier generation that shows itself.
@@ -118,6 +127,34 @@ impl Cluster {
                 self.0.world.wait_up_to(5000).await;
             }
         }
+    }
+
+    /// From now on nobody reaches a node but the guests that run on it.
+    pub(crate) fn cut_off(&self, i: usize) {
+        for j in (0..self.0.nodes.len()).filter(|j| *j != i) {
+            self.0.net.block(i as u32, j as u32);
+            self.0.net.block(j as u32, i as u32);
+        }
+        self.0.ledger.cut_off(i as u32);
+        self.0.apart.set(Some(i));
+    }
+
+    /// The node that was cut off, until it has heard what it missed.
+    pub(crate) fn apart(&self) -> Option<usize> {
+        self.0.apart.get()
+    }
+
+    /// Whether a node still takes itself for the owner, and is not.
+    pub(crate) fn is_unaware(&self, i: usize) -> bool {
+        let owned = self.0.owned.get();
+        let before = |h: crate::host::Host| h.call(|v, _| v.owned().is_some_and(|g| g < owned));
+        self.host_on(i).is_none_or(before)
+    }
+
+    /// It has heard.
+    pub(crate) fn rejoin(&self) {
+        self.0.ledger.rejoined();
+        self.0.apart.set(None);
     }
 
     /// A copy never lacks what its owner was told it has.

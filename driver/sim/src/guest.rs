@@ -42,6 +42,8 @@ pub struct Guest {
     pub size: u64,
     /// What it asks for.
     pub habits: Habits,
+    /// It runs on the owner's host, and with that it is cut off.
+    pub inside: bool,
 }
 
 impl Guest {
@@ -109,7 +111,7 @@ impl Guest {
     /// Ask until somebody has answered or nobody will; true if the answer was good.
     async fn ask(&self, wish: &Wish, since: u64) -> bool {
         loop {
-            let Some(told) = self.submit(wish) else {
+            let Some((told, node, asked)) = self.submit(wish) else {
                 self.world.wait_up_to(1000).await;
                 continue;
             };
@@ -122,6 +124,12 @@ impl Guest {
                 Ok(Answer::Done(outcome, _)) => outcome.is_ok(),
                 Err(_) => false,
             };
+            if self.ledger.is_aside(node, asked) {
+                if wish.op.is_write() {
+                    self.ledger.aside(wish.span, wish.write, good);
+                }
+                return good;
+            }
             if wish.op.is_write() {
                 self.ledger.ended(wish.span, wish.write, good, wish.fua);
             }
@@ -136,14 +144,19 @@ impl Guest {
         }
     }
 
-    /// Ask somebody. Nothing of the host is kept: when it dies, so does the request.
-    fn submit(&self, wish: &Wish) -> Option<oneshot::Receiver<Answer>> {
-        let hosts = (0..self.cluster.nodes().len()).filter_map(|i| self.cluster.host_on(i));
-        let hosts: Vec<_> = hosts.filter(|h| h.serves()).collect();
+    /// Ask somebody within reach. Nothing of the host is kept: when it dies, so does the request.
+    fn submit(&self, wish: &Wish) -> Option<(oneshot::Receiver<Answer>, u32, u64)> {
+        let apart = self.cluster.apart();
+        let reach = |i: &usize| apart.is_none_or(|apart| self.inside == (*i == apart));
+        let nodes = (0..self.cluster.nodes().len()).filter(reach);
+        let hosts = nodes.filter_map(|i| Some((i as u32, self.cluster.host_on(i)?)));
+        let hosts: Vec<_> = hosts.filter(|(_, h)| h.serves()).collect();
         if hosts.is_empty() {
             return None;
         }
-        self.world.dice().pick(&hosts).submit(wish.clone())
+        let (node, host) = self.world.dice().pick(&hosts);
+        let asked = self.ledger.tick();
+        Some((host.submit(wish.clone())?, *node, asked))
     }
 
     fn check(&self, span: Span, content: &[u8], since: u64) {

@@ -100,6 +100,10 @@ hits! {
     TakingDied = "deaths in a take-over",
     /// An owner that was replaced came back.
     CameBack = "replaced owners that came back",
+    /// An owner was replaced while it served guests and reached nobody else.
+    CutOff = "owners replaced while they served",
+    /// An owner that had been replaced and could not know it answered a guest.
+    Unaware = "answers of owners that did not know",
     /// The controller deposed one.
     Deposed = "owners deposed",
     /// A sender that had been replaced was refused.

@@ -51,7 +51,8 @@ pub struct Wish {
 
 struct Guest {
     wish: Wish,
-    tell: oneshot::Sender<Answer>,
+    /// `None` once the connection has ended.
+    tell: Option<oneshot::Sender<Answer>>,
 }
 
 struct Inner {
@@ -311,10 +312,13 @@ impl Host {
                 span: wish.span,
             },
         );
-        self.0
-            .guests
-            .borrow_mut()
-            .insert(slot, Guest { wish, tell });
+        self.0.guests.borrow_mut().insert(
+            slot,
+            Guest {
+                wish,
+                tell: Some(tell),
+            },
+        );
         match self.call(|v, now| v.submit(now, req)) {
             Admission::Issue => self.issue(id),
             Admission::Held => {}
@@ -332,7 +336,20 @@ impl Host {
             let Some(action) = action else { break };
             self.act(action);
         }
+        self.hang_up();
         self.0.retimed.notify_one();
+    }
+
+    /// Another node has taken the volume over: those whom this one served are disconnected, and what is held
+    /// of theirs is forgotten.
+    fn hang_up(&self) {
+        let volume = &mut *self.0.volume.borrow_mut();
+        if volume.is_replaced() {
+            self.0.guests.borrow_mut().retain(|slot, guest| {
+                guest.tell = None;
+                !volume.withdraw(RequestId(*slot))
+            });
+        }
     }
 
     fn act(&self, action: Action) {
@@ -405,10 +422,11 @@ impl Host {
         let wish = self.0.guests.borrow()[&id.0].wish.clone();
         if let Some(generation) = self.0.volume.borrow().owned() {
             self.0.ledger.held_by(self.0.node, generation);
-        }
-        if wish.op.is_write() {
-            let zero = wish.op != Op::Write;
-            self.0.ledger.issued(wish.span, wish.write, zero);
+            if wish.op.is_write() {
+                let zero = wish.op != Op::Write;
+                let ledger = &self.0.ledger;
+                ledger.issued(generation, wish.span, wish.write, zero);
+            }
         }
         self.work(move |host| async move {
             let (result, content) = host.image_io(&wish).await;
@@ -471,8 +489,8 @@ impl Host {
         let guest = self.0.guests.borrow_mut().remove(&id.0);
         let done = self.call(|v, now| v.complete(now, id, Err(EIO)));
         assert!(matches!(done, Completion::Reply(_)));
-        if let Some(guest) = guest {
-            let _ = guest.tell.send(Answer::Moved);
+        if let Some(tell) = guest.and_then(|g| g.tell) {
+            let _ = tell.send(Answer::Moved);
         }
     }
 
@@ -493,9 +511,13 @@ impl Host {
                     volume.role()
                 );
             };
-            self.0.ledger.answered_by(self.0.node, generation.0);
+            if self.0.ledger.answered_by(self.0.node, generation) {
+                self.0.clock.world.hit(Hit::Unaware);
+            }
         }
-        let _ = guest.tell.send(Answer::Done(outcome, content));
+        if let Some(tell) = guest.tell {
+            let _ = tell.send(Answer::Done(outcome, content));
+        }
     }
 
     fn mirror(&self, id: RequestId) {

@@ -9,7 +9,9 @@
 //! The ledger also knows the *point in time*: the content of the volume in the gate's order at each
 //! rotation, which is what a consistent replica must equal. When a copy takes the place of an owner that is
 //! gone, the volume goes on from the copy's point; what the owner had beyond it is a line of its own, which
-//! its copies, and the owner should it come back, may still be at.
+//! its copies, and the owner should it come back, may still be at. An owner that was only cut off serves its
+//! guests on in that line until it learns of the heir: what they do there is no part of the volume, and
+//! nobody promised them that it would be.
 
 use block::sector::{Seen, Stamp};
 use block::{Epoch, Generation, SECTOR_BYTES, Span, VolumeId};
@@ -49,6 +51,15 @@ struct Line {
     points: BTreeMap<Epoch, Point>,
 }
 
+/// An owner that was replaced while it served.
+#[derive(Clone, Debug)]
+struct Aside {
+    node: u32,
+    by: Generation,
+    /// When it knew.
+    until: Option<u64>,
+}
+
 #[derive(Clone)]
 struct State {
     tick: u64,
@@ -60,8 +71,11 @@ struct State {
     left: Vec<(Generation, Line)>,
     /// Writes that failed: their sectors may be anything that was written there.
     failed: BTreeSet<u64>,
-    /// Highest generation in which a request was acknowledged, and by which node.
-    owner: (u64, u32),
+    /// Who acknowledged requests in which generation.
+    owners: BTreeMap<Generation, u32>,
+    /// The owner that nobody reaches but its guests.
+    cut_off: Option<u32>,
+    aside: Vec<Aside>,
     /// The node whose image is the volume.
     holder: u32,
     held_in: Generation,
@@ -94,7 +108,9 @@ impl Ledger {
             },
             left: Vec::new(),
             failed: BTreeSet::new(),
-            owner: (0, 0),
+            owners: BTreeMap::new(),
+            cut_off: None,
+            aside: Vec::new(),
             holder: 0,
             held_in: Generation(0),
             handovers: 0,
@@ -185,13 +201,49 @@ impl Ledger {
         bytes
     }
 
-    /// The gate issues a write.
-    pub fn issued(&self, span: Span, write: u64, zero: bool) {
-        let mut state = self.state.borrow_mut();
+    /// The gate of an owner in `generation` issues a write.
+    pub fn issued(&self, generation: Generation, span: Span, write: u64, zero: bool) {
+        let state = &mut *self.state.borrow_mut();
+        let line = state.of(generation);
         for s in self.within(span) {
             let content = (!zero).then_some(write);
-            state.line.now.insert(s, Expected { write, content });
+            line.now.insert(s, Expected { write, content });
         }
+    }
+
+    /// A write went to an owner that had been replaced: it never was one of the volume.
+    pub fn aside(&self, span: Span, write: u64, acknowledged: bool) {
+        let mut state = self.state.borrow_mut();
+        for s in self.within(span) {
+            let versions = state.sectors.entry(s).or_default();
+            versions.retain(|v| v.write != write);
+        }
+        if !acknowledged {
+            state.failed.insert(write);
+        }
+    }
+
+    /// Nobody reaches `node`, which may own the volume, but its guests.
+    pub fn cut_off(&self, node: u32) {
+        self.state.borrow_mut().cut_off = Some(node);
+    }
+
+    /// Others reach it again, and if it was replaced, it has heard.
+    pub fn rejoined(&self) {
+        let tick = self.tick();
+        let mut state = self.state.borrow_mut();
+        state.cut_off = None;
+        for a in state.aside.iter_mut() {
+            a.until.get_or_insert(tick);
+        }
+    }
+
+    /// Whether what `node` was asked at `since` it was asked as an owner that has been replaced.
+    #[must_use]
+    pub fn is_aside(&self, node: u32, since: u64) -> bool {
+        let state = self.state.borrow();
+        let its = |a: &Aside| a.node == node && a.until.is_none_or(|until| since < until);
+        state.aside.iter().any(its)
     }
 
     /// Nothing of a write can happen any more. With `fua` it was acknowledged as durable.
@@ -253,16 +305,20 @@ impl Ledger {
         self.state.borrow().handovers
     }
 
-    /// `node` acknowledged a request by itself, in `generation`.
-    pub fn answered_by(&self, node: u32, generation: u64) {
+    /// `node` acknowledged a request by itself, in `generation`. Whether it had been replaced, and could not
+    /// know it.
+    pub fn answered_by(&self, node: u32, generation: Generation) -> bool {
         let mut state = self.state.borrow_mut();
-        let (highest, owner) = state.owner;
+        let owner = *state.owners.entry(generation).or_insert(node);
+        let last = state.owners.last_key_value().map(|(g, n)| (*g, *n));
+        let now = last.is_some_and(|(highest, _)| generation == highest);
+        let cut_off = |a: &Aside| a.node == node && generation < a.by && a.until.is_none();
         assert!(
-            generation > highest || (generation, node) == (highest, owner),
-            "[one owner] node {node} acknowledged in generation {generation}, after node {owner} \
-             in generation {highest}"
+            owner == node && (now || state.aside.iter().any(cut_off)),
+            "[one owner] node {node} acknowledged in generation {generation}, which is node {owner}'s; \
+             the last is {last:?}"
         );
-        state.owner = (generation, node);
+        !now
     }
 
     /// A guest read what a sector holds, having asked at `since`.
@@ -373,7 +429,7 @@ impl Ledger {
 
     /// The owner is gone for good, and `node` takes the volume over in `generation` with a copy of `of`:
     /// the volume is that point in time, whatever was acknowledged after it, and nobody acknowledges in an
-    /// earlier generation any more. How many sectors lost what a guest had been told is written.
+    /// earlier generation any more, but an owner that is cut off from everything. How many sectors lost what a guest had been told is written.
     pub fn taken_over(
         &self,
         node: u32,
@@ -389,7 +445,7 @@ impl Ledger {
         }
         let tick = self.tick();
         let state = &mut *self.state.borrow_mut();
-        if state.owner == (generation.0, node) {
+        if state.owners.get(&generation) == Some(&node) {
             // It died before its record was durable, and takes over once more.
             return 0;
         }
@@ -420,7 +476,12 @@ impl Ledger {
                 flushed: true,
             });
         }
-        state.owner = (generation.0, node);
+        state.owners.insert(generation, node);
+        state.aside.extend(state.cut_off.map(|node| Aside {
+            node,
+            by: generation,
+            until: None,
+        }));
         state.held_in = generation;
         lost
     }

@@ -126,6 +126,8 @@ pub(crate) struct Inner {
     pub(crate) offered: Cell<Option<(usize, Generation)>>,
     /// The highest generation known to be owned.
     pub(crate) owned: Cell<Generation>,
+    /// A node that nobody reaches but the guests on it, or that has not heard yet what it missed.
+    pub(crate) apart: Cell<Option<usize>>,
 }
 
 /// Several nodes with one volume. Cheap to clone.
@@ -180,6 +182,7 @@ impl Cluster {
             former: Cell::new(None),
             offered: Cell::new(None),
             owned: Cell::new(Generation(1)),
+            apart: Cell::new(None),
         }));
         for i in 0..count {
             let role = match i {

@@ -146,7 +146,8 @@ impl Cluster {
         }
         if let Err(e) = end {
             let host = &life.host;
-            if host.owned() == Some(now) && !host.is_poisoned() {
+            let mine = self.0.offered.get() == Some((asked.to, now.next()));
+            if mine && host.owned() == Some(now) && !host.is_poisoned() {
                 self.0.offered.set(None);
             }
             self.0.world.hit(Hit::Aborted);

@@ -278,6 +278,7 @@ impl Guests {
                 ledger: ledger.clone(),
                 size,
                 habits,
+                inside: dice.one_in(2),
             };
             guests.running.set(guests.running.get() + 1);
             let (stop, running, answers) = (
@@ -428,12 +429,17 @@ impl Fate<'_> {
         self.cluster.start(i);
     }
 
-    /// The owner's host is off until somebody has taken its place, or nobody can.
+    /// The owner's host is off, or cut off with its guests, until somebody has taken its place, or nobody can.
     async fn fail_over(&self) {
         let (world, cluster, dice) = (&self.world, &self.cluster, self.world.dice());
         let owner = cluster.holder();
-        self.crashes.set(self.crashes.get() + 1);
-        cluster.crash(owner, dice.one_in(2));
+        let serves = dice.one_in(2);
+        if serves {
+            cluster.cut_off(owner);
+        } else {
+            self.crashes.set(self.crashes.get() + 1);
+            cluster.crash(owner, dice.one_in(2));
+        }
         world.wait_up_to(20_000).await;
         if let Some((heir, generation)) = cluster.heir(owner, dice) {
             cluster.check_has_what_it_acknowledged(owner, heir);
@@ -456,14 +462,36 @@ impl Fate<'_> {
                 }
             }
             if cluster.holder() == heir {
-                world.hit(Hit::CameBack);
+                world.hit(if serves { Hit::CutOff } else { Hit::CameBack });
             }
         }
         world.wait_up_to(20_000).await;
-        cluster.start(owner);
+        if serves {
+            self.net.heal();
+        } else {
+            cluster.start(owner);
+        }
         if dice.one_in(2) {
             world.wait_up_to(3000).await;
             cluster.depose(owner);
+        }
+        if serves {
+            self.hears(owner).await;
+            cluster.rejoin();
+        }
+    }
+
+    /// An owner that was replaced hears of it when somebody reaches it.
+    async fn hears(&self, owner: usize) {
+        let until = self.world.now() + REST;
+        while self.cluster.is_unaware(owner) {
+            assert!(
+                self.world.now() < until,
+                "[hears that it was replaced] node {owner}: {}",
+                self.cluster.describe()
+            );
+            self.world.wait_up_to(2000).await;
+            self.revive_broken();
         }
     }
 
