@@ -348,6 +348,9 @@ pub struct ImportVolume {
 pub struct DeleteVolume {
     #[prost(string, tag = "1")]
     pub volume: ::prost::alloc::string::String,
+    /// Do not wait for nodes that are silent: they are told when they come back.
+    #[prost(bool, tag = "2")]
+    pub forget_unreachable: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResizeVolume {

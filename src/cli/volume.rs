@@ -61,6 +61,9 @@ pub enum Verb {
     Delete {
         /// Which
         volume: String,
+        /// Do not wait for nodes that are silent: they delete their copies when they come back
+        #[arg(long)]
+        forget_unreachable: bool,
         #[command(flatten)]
         sending: Sending,
     },
@@ -173,9 +176,16 @@ pub async fn run(verb: Verb, controller: &str, out: &Out) -> Result<(), Failure>
             say(out, done, "");
             Ok(())
         }
-        Verb::Delete { volume, sending } => {
+        Verb::Delete {
+            volume,
+            forget_unreachable,
+            sending,
+        } => {
             let done = format!("Volume {volume} is deleted.");
-            let command = Command::DeleteVolume(v1::DeleteVolume { volume });
+            let command = Command::DeleteVolume(v1::DeleteVolume {
+                volume,
+                forget_unreachable,
+            });
             carry_out(controller, sending, command, out).await?;
             say(out, done, "");
             Ok(())

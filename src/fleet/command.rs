@@ -41,6 +41,9 @@ pub enum Command {
         /// Which.
         #[serde(with = "text")]
         volume: VolumeName,
+        /// Do not wait for nodes that are silent: they are told when they come back.
+        #[serde(default)]
+        forget_unreachable: bool,
     },
     /// Grow a volume.
     Resize {
@@ -102,7 +105,7 @@ impl Command {
         match self {
             Command::Create { volume, .. }
             | Command::Import { volume, .. }
-            | Command::Delete { volume }
+            | Command::Delete { volume, .. }
             | Command::Resize { volume, .. }
             | Command::AddReplica { volume, .. }
             | Command::RemoveReplica { volume, .. }

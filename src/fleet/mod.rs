@@ -6,6 +6,7 @@
 //! and the [`Change`] to the record once the call has succeeded.
 
 mod command;
+mod deletion;
 mod failover;
 mod nodes;
 mod operation;
@@ -14,6 +15,7 @@ mod text;
 mod volume;
 
 pub use command::Command;
+pub use deletion::Left;
 pub use failover::Copy;
 pub use nodes::{Node, NodeView};
 pub use operation::{Operation, OperationId, Progress, State};

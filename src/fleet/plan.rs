@@ -3,6 +3,7 @@
 //! The order of steps is where safety lives: a standby exists before anybody sends to it, and a
 //! source forgets a replica before the replica's copy goes.
 
+use super::deletion;
 use super::failover::{self, Copy};
 use super::{Command, Consistency, NodeView, OperationId, Progress, Replica, Status, Volume, text};
 use node::{Error, ErrorKind, NodeName, Result, VolumeName};
@@ -22,6 +23,12 @@ pub enum Effect {
     },
     /// Delete the volume on a node.
     Delete {
+        /// Where.
+        #[serde(with = "text")]
+        node: NodeName,
+    },
+    /// Have nothing done on a node now: note that the copy there is to be deleted when its node comes back.
+    Leave {
         /// Where.
         #[serde(with = "text")]
         node: NodeName,
@@ -267,10 +274,14 @@ pub fn plan(id: &OperationId, command: &Command, view: &View<'_>) -> Result<Plan
                 vec![step],
             )
         }
-        Command::Delete { .. } => {
-            let mut v = view.existing(asked, name)?;
+        Command::Delete {
+            forget_unreachable, ..
+        } => {
+            let mut v;
+            (v, instead_of) = deletion::doomed(asked, name, *forget_unreachable, view)?;
             v.status = Status::Deleting;
-            let steps = delete_steps(&v);
+            let gone = |node: &NodeName| *forget_unreachable && view.alive(asked, node).is_err();
+            let steps = deletion::steps(&v, gone);
             (v, steps)
         }
         Command::Resize { size_bytes, .. } => {
@@ -420,24 +431,12 @@ fn create_owner(name: String) -> Step {
     }
 }
 
-fn delete_on(node: &NodeName, change: Change) -> Step {
+pub(super) fn delete_on(node: &NodeName, change: Change) -> Step {
     Step {
         name: format!("delete on {node}"),
         effect: Effect::Delete { node: node.clone() },
         change,
     }
-}
-
-fn delete_steps(v: &Volume) -> Vec<Step> {
-    let mut steps: Vec<Step> = v
-        .replicas
-        .iter()
-        .flat_map(|r| remove_steps(&r.node))
-        .collect();
-    let former = v.forwarding_from.iter().chain(&v.left_on);
-    steps.extend(former.map(|node| delete_on(node, Change::RemoveReplica { node: node.clone() })));
-    steps.push(delete_on(&v.owner, Change::Forget));
-    steps
 }
 
 fn resize_steps(v: &Volume, size_bytes: u64) -> Vec<Step> {
@@ -490,13 +489,17 @@ fn add_steps(v: &Volume, replica: Replica) -> Vec<Step> {
     steps
 }
 
+pub(super) fn stop_on(node: &NodeName) -> Step {
+    Step {
+        name: format!("stop replicating to {node}"),
+        effect: Effect::StopReplica { node: node.clone() },
+        change: Change::None,
+    }
+}
+
 fn remove_steps(node: &NodeName) -> Vec<Step> {
     vec![
-        Step {
-            name: format!("stop replicating to {node}"),
-            effect: Effect::StopReplica { node: node.clone() },
-            change: Change::None,
-        },
+        stop_on(node),
         delete_on(node, Change::RemoveReplica { node: node.clone() }),
     ]
 }

@@ -97,6 +97,7 @@ fn a_standby_exists_before_anybody_sends_to_it() {
 fn a_source_forgets_a_replica_before_the_copy_goes() {
     let delete = Command::Delete {
         volume: "v".parse().unwrap(),
+        forget_unreachable: false,
     };
     let plan = planned(&delete, Some(&volume(&["n2"]))).unwrap();
     assert_eq!(
@@ -324,6 +325,7 @@ fn what_every_former_owner_has_goes_with_the_volume() {
     );
     let delete = Command::Delete {
         volume: "v".parse().unwrap(),
+        forget_unreachable: false,
     };
     let p = planned(&delete, Some(&v)).unwrap();
     let steps = ["delete on n2", "delete on n1", "delete on n3"];
@@ -545,4 +547,70 @@ fn after_a_cutover_whose_target_owned_the_volume_and_died_a_replica_takes_over()
     let plan = failing(&failover(None, true), &v, Some(&cutover("n1")), &copies).unwrap();
     assert_eq!(plan.steps[0].name, "take over on n3 as of epoch 9");
     assert_eq!(plan.instead_of, Some("moving".parse().unwrap()));
+}
+
+/// A host had burnt down. A volume that it had once owned could not be deleted: the deletion waited for the host
+/// for ever, and whoever asked for it again was told that the volume was busy.
+#[test]
+fn a_deletion_need_not_wait_for_a_node_that_is_gone() {
+    let delete = |forget_unreachable| Command::Delete {
+        volume: "v".parse().unwrap(),
+        forget_unreachable,
+    };
+    let mut v = volume(&["n2", "dead"]);
+    v.left_on = vec!["dead".parse().unwrap()];
+    let effects = |command: &Command, v: &Volume| {
+        let plan = planned(command, Some(v)).unwrap();
+        let effects = plan.steps.into_iter().map(|s| match s.effect {
+            Effect::StopReplica { node } => format!("stop {node}"),
+            Effect::Delete { node } => format!("delete {node}"),
+            Effect::Leave { node } => format!("leave {node}"),
+            other => panic!("{other:?}"),
+        });
+        effects.collect::<Vec<_>>()
+    };
+    let waits = [
+        "stop n2",
+        "delete n2",
+        "stop dead",
+        "delete dead",
+        "delete dead",
+        "delete n1",
+    ];
+    assert_eq!(effects(&delete(false), &v), waits);
+    let goes_on = [
+        "stop n2",
+        "delete n2",
+        "stop dead",
+        "leave dead",
+        "leave dead",
+        "delete n1",
+    ];
+    assert_eq!(effects(&delete(true), &v), goes_on);
+    v.owner = "dead".parse().unwrap();
+    let ownerless = ["delete n2", "leave dead", "leave dead", "leave dead"];
+    assert_eq!(effects(&delete(true), &v), ownerless);
+
+    // It takes the place of a deletion that waits, and not of what may have to be finished.
+    v.operation = Some("waits".parse().unwrap());
+    let again = |command: &Command, running: &Command| {
+        let view = View {
+            volume: Some(&v),
+            nodes: &[node("n2", true), node("dead", false)],
+            running: Some(running),
+            copies: &[],
+        };
+        plan(&"op".parse().unwrap(), command, &view)
+    };
+    let replaced = again(&delete(true), &delete(false)).unwrap();
+    assert_eq!(replaced.instead_of, v.operation);
+    assert_eq!(replaced.volume.operation, Some("op".parse().unwrap()));
+    let resize = Command::Resize {
+        volume: "v".parse().unwrap(),
+        size_bytes: 8192,
+    };
+    for (command, running) in [(delete(false), delete(false)), (delete(true), resize)] {
+        let e = again(&command, &running).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Busy);
+    }
 }
