@@ -47,6 +47,7 @@ pub fn command(request: Option<start_request::Command>, id: VolumeId) -> Result<
         }
         C::DeleteVolume(c) => Command::Delete {
             volume: c.volume.parse()?,
+            forget_unreachable: c.forget_unreachable,
         },
         C::ResizeVolume(c) => Command::Resize {
             volume: c.volume.parse()?,

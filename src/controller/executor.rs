@@ -5,14 +5,16 @@
 
 use super::nodes::{Nodes, Request, call_for};
 use super::records::{
-    Happening, Read, expect_no_operation, expect_no_volume, put_operation, put_volume,
+    Happening, Read, expect_no_operation, expect_no_volume, put_left, put_operation, put_volume,
 };
 use super::{Controller, convert, unix_ms};
 use crate::fleet::{
-    Answer, Command, Operation, OperationId, State, Status, View, Volume, apply, plan, undo,
+    Answer, Command, Effect, Left, Operation, OperationId, State, Status, View, Volume, apply,
+    plan, undo,
 };
 use crate::predict::convergence::Convergence;
 use crate::store::{Store, Transaction};
+use node::service::Turn;
 use node::{Error, ErrorKind, Result, VolumeName};
 use proto::v1::{self, CutoverPhase, CutoverProgress};
 use std::collections::HashMap;
@@ -174,6 +176,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
 
     /// Do the next step. An error means that it is to be tried again.
     async fn step(&self, known: &Operation) -> Result<Advance> {
+        let turn = self.draw();
         let records = &self.inner.records;
         let (Some(o), Some(v)) = (
             records.operation(&known.id).await?,
@@ -184,7 +187,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         if o.record != *known || v.record.operation.as_ref() != Some(&known.id) {
             return Ok(Advance::Lost);
         }
-        match self.effect(&o.record, &v.record).await {
+        match self.effect(turn, &o.record, &v.record).await {
             Ok(Some((change, answer))) => match apply(&change, answer, v.record.clone()) {
                 Ok(after) => self.advance(o, v, after, answer).await,
                 Err(e) => self.give_up(o, v, &e).await,
@@ -201,15 +204,19 @@ impl<S: Store, N: Nodes> Controller<S, N> {
 
     async fn effect(
         &self,
+        turn: Turn,
         o: &Operation,
         v: &Volume,
     ) -> Result<Option<(crate::fleet::Change, Answer)>> {
         let Some(step) = o.next() else {
             return Ok(None);
         };
+        if let Effect::Leave { .. } = step.effect {
+            return Ok(Some((step.change.clone(), Answer::default())));
+        }
         let nodes = self.inner.records.nodes().await?;
         let find = |name: &node::NodeName| nodes.iter().find(|n| n.name == *name).cloned();
-        let mut call = call_for(o.id.as_str(), &step.name, &step.effect, v, &find)?;
+        let mut call = call_for(turn, o.id.as_str(), &step.name, &step.effect, v, &find)?;
         if let Request::StartReplica(r) = &mut call.request {
             let heat = &self.inner.presence.heat;
             (r.extent_bytes, r.order) = heat.order(&v.name, v.size_bytes, Instant::now());
@@ -254,6 +261,15 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         after: Option<Volume>,
         answer: Answer,
     ) -> Result<Advance> {
+        let mut t = Transaction::default();
+        if let Some(Effect::Leave { node }) = o.record.next().map(|s| &s.effect) {
+            let left = Left {
+                node: node.clone(),
+                volume: v.record.name.clone(),
+                id: v.record.id,
+            };
+            put_left(&mut t, &left)?;
+        }
         let mut next = o.record.clone();
         let mut after = after;
         next.done = (next.done + 1).min(next.steps.len());
@@ -267,7 +283,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             }
             happenings.push(end(&mut next));
         }
-        self.write(o, v, after, next, happenings).await
+        self.write(t, o, v, after, next, happenings).await
     }
 
     /// A step failed for good: undo, or if that was undoing, stop and say both.
@@ -297,18 +313,19 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             }
             happenings.push(end(&mut next));
         }
-        self.write(o, v, Some(after), next, happenings).await
+        let t = Transaction::default();
+        self.write(t, o, v, Some(after), next, happenings).await
     }
 
     async fn write(
         &self,
+        mut t: Transaction,
         o: Read<Operation>,
         v: Read<Volume>,
         after: Option<Volume>,
         next: Operation,
         happenings: Vec<Happening>,
     ) -> Result<Advance> {
-        let mut t = Transaction::default();
         o.expect(&mut t);
         v.expect(&mut t);
         put_volume(&mut t, next.command.volume(), after.as_ref())?;

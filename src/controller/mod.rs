@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Killed at any point it finishes on restart: an operation is in the log before its first effect,
-//! the step that was under way is repeated, and every call to a node may be repeated.
+//! the step that was under way is repeated, and every call to a node may be repeated. A call that a
+//! killed one left on its way is refused: nodes know whose turn it is ([`Turn`]).
 
 mod ask;
 mod config;
@@ -38,9 +39,11 @@ pub use server::serve;
 
 use crate::store::Store;
 use executor::Live;
+use node::service::Turn;
 use presence::Presence;
 use records::Records;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, broadcast};
@@ -55,6 +58,9 @@ pub struct Controller<S, N> {
 
 struct Inner<S, N> {
     records: Records<S>,
+    /// Which life of the controller this is, and the number of its last call.
+    life: u64,
+    calls: AtomicU64,
     nodes: N,
     presence: Presence,
     /// Sites with an address at which nodes measure how far they are.
@@ -81,9 +87,12 @@ impl<S, N> Clone for Controller<S, N> {
 impl<S: Store, N: Nodes> Controller<S, N> {
     /// A controller on a store, which may hold operations of one that was killed; they are resumed.
     pub async fn start(store: S, nodes: N, config: &Config) -> node::Result<Controller<S, N>> {
+        let records = Records::open(store).await?;
         let controller = Controller {
             inner: Arc::new(Inner {
-                records: Records::open(store).await?,
+                life: records.begin_life(unix_ms()).await?,
+                calls: AtomicU64::new(0),
+                records,
                 nodes,
                 presence: Presence::default(),
                 probes: (config.site.iter())
@@ -98,6 +107,15 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         };
         controller.resume().await?;
         Ok(controller)
+    }
+
+    /// The turn of a call that is to be made. It is drawn before the record is read that the call acts on:
+    /// whoever changes the record after that draws a later one, and nodes refuse what was overtaken.
+    fn draw(&self) -> Turn {
+        Turn {
+            life: self.inner.life,
+            number: self.inner.calls.fetch_add(1, Ordering::Relaxed) + 1,
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Calls to nodes: a seam, so that tests can put a node of their own behind it.
 
 use crate::fleet::{Answer, Consistency, Effect, Node, Progress, Volume};
-use node::service::to_error;
+use node::service::{TURN, Turn, to_error};
 use node::{Error, ErrorKind, NodeName, Result};
 use proto::v1::node_client::NodeClient;
 use proto::v1::{self, CutoverProgress};
@@ -22,6 +22,8 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 pub struct Call {
     /// To whom.
     pub to: Node,
+    /// When: a node refuses a call about a volume after a later one.
+    pub turn: Turn,
     /// What.
     pub request: Request,
 }
@@ -57,6 +59,7 @@ pub trait Nodes: Send + Sync + 'static {
 
 /// The call that brings an effect about. `find` gives a node's registration; `asked` is for people.
 pub fn call_for(
+    turn: Turn,
     operation_id: &str,
     asked: &str,
     effect: &Effect,
@@ -76,6 +79,7 @@ pub fn call_for(
     let create = |node: &NodeName, role: v1::VolumeRole, image_path: Option<String>| {
         Ok::<_, Error>(Call {
             to: find(node)?,
+            turn,
             request: Request::Create(v1::CreateVolumeRequest {
                 operation_id: operation_id.clone(),
                 name: v.name.to_string(),
@@ -91,14 +95,22 @@ pub fn call_for(
         Effect::CreateStandby { node } => create(node, v1::VolumeRole::Standby, None)?,
         Effect::Delete { node } => Call {
             to: find(node)?,
+            turn,
             request: Request::Delete(v1::DeleteVolumeRequest {
                 operation_id,
                 name: volume,
                 id: v.id.to_string(),
             }),
         },
+        Effect::Leave { node } => {
+            return Err(Error::new(
+                ErrorKind::Broken,
+                format!("{asked}: nothing is asked of {node}"),
+            ));
+        }
         Effect::Resize { node, size_bytes } => Call {
             to: find(node)?,
+            turn,
             request: Request::Resize(v1::ResizeVolumeRequest {
                 operation_id,
                 name: volume,
@@ -108,6 +120,7 @@ pub fn call_for(
         },
         Effect::StartReplica { from, replica } => Call {
             to: find(from)?,
+            turn,
             request: Request::StartReplica(v1::StartReplicaRequest {
                 operation_id,
                 volume,
@@ -120,6 +133,7 @@ pub fn call_for(
         },
         Effect::StopReplica { node } => Call {
             to: find(&v.owner)?,
+            turn,
             request: Request::StopReplica(v1::StopReplicaRequest {
                 operation_id,
                 volume,
@@ -128,6 +142,7 @@ pub fn call_for(
         },
         Effect::TakeOver { by } => Call {
             to: find(by)?,
+            turn,
             request: Request::TakeOver(v1::TakeOverRequest {
                 operation_id,
                 volume,
@@ -137,6 +152,7 @@ pub fn call_for(
         },
         Effect::Depose { node } => Call {
             to: find(node)?,
+            turn,
             request: Request::Depose(v1::DeposeRequest {
                 operation_id,
                 volume,
@@ -148,6 +164,7 @@ pub fn call_for(
             let target = find(to)?;
             Call {
                 to: find(&v.owner)?,
+                turn,
                 request: Request::Cutover(v1::CutoverRequest {
                     operation_id,
                     volume,
@@ -205,8 +222,16 @@ impl GrpcNodes {
     }
 }
 
-fn timed<T>(message: T) -> tonic::Request<T> {
+fn in_turn<T>(turn: Turn, message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
+    if let Ok(turn) = turn.to_string().parse() {
+        request.metadata_mut().insert(TURN, turn); // two numbers: always a header's value
+    }
+    request
+}
+
+fn timed<T>(turn: Turn, message: T) -> tonic::Request<T> {
+    let mut request = in_turn(turn, message);
     request.set_timeout(CALL_TIMEOUT);
     request
 }
@@ -223,7 +248,7 @@ impl Nodes for GrpcNodes {
         match call.request {
             Request::Create(r) => {
                 let v = client
-                    .create_volume(timed(r))
+                    .create_volume(timed(call.turn, r))
                     .await
                     .map_err(failed)?
                     .into_inner();
@@ -234,34 +259,53 @@ impl Nodes for GrpcNodes {
                 })
             }
             Request::Delete(r) => {
-                client.delete_volume(timed(r)).await.map_err(failed)?;
+                client
+                    .delete_volume(timed(call.turn, r))
+                    .await
+                    .map_err(failed)?;
                 Ok(Answer::default())
             }
             Request::Resize(r) => {
-                client.resize_volume(timed(r)).await.map_err(failed)?;
+                client
+                    .resize_volume(timed(call.turn, r))
+                    .await
+                    .map_err(failed)?;
                 Ok(Answer::default())
             }
             Request::StartReplica(r) => {
-                client.start_replica(timed(r)).await.map_err(failed)?;
+                client
+                    .start_replica(timed(call.turn, r))
+                    .await
+                    .map_err(failed)?;
                 Ok(Answer::default())
             }
             Request::StopReplica(r) => {
-                client.stop_replica(timed(r)).await.map_err(failed)?;
+                client
+                    .stop_replica(timed(call.turn, r))
+                    .await
+                    .map_err(failed)?;
                 Ok(Answer::default())
             }
             Request::TakeOver(r) => {
-                let v = client.take_over(timed(r)).await.map_err(failed)?;
+                let v = client
+                    .take_over(timed(call.turn, r))
+                    .await
+                    .map_err(failed)?;
                 Ok(Answer {
                     generation: v.into_inner().generation,
                     ..Answer::default()
                 })
             }
             Request::Depose(r) => {
-                client.depose(timed(r)).await.map_err(failed)?;
+                client.depose(timed(call.turn, r)).await.map_err(failed)?;
                 Ok(Answer::default())
             }
             Request::Cutover(r) => {
-                let mut stream = client.cutover(r).await.map_err(failed)?.into_inner();
+                let mut stream = client
+                    .cutover(in_turn(call.turn, r))
+                    .await
+                    .map_err(failed)?
+                    .into_inner();
                 while let Some(p) = stream.message().await.map_err(failed)? {
                     if p.phase() == v1::CutoverPhase::Done {
                         let cutover = Progress {

@@ -1,10 +1,12 @@
 //! What the controller does of its own accord: finish what a killed one began, notice nodes that
-//! fell silent, and have owners keep the replicas that the records want, and no others.
+//! fell silent, have owners keep the replicas that the records want, and no others, and have nodes that come
+//! back delete what is left there of deleted volumes.
 
-use super::records::Happening;
-use super::{Controller, Nodes, nodes};
-use crate::fleet::{Effect, Replica, Status, Volume};
-use crate::store::Store;
+use super::nodes::{self, Call, Request};
+use super::records::{Happening, forget_left};
+use super::{Controller, Nodes};
+use crate::fleet::{Effect, Node, Replica, Status, Volume};
+use crate::store::{Store, Transaction};
 use node::{NodeName, Result};
 use proto::v1;
 use std::time::Duration;
@@ -84,6 +86,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             .await?;
         }
         let nodes = self.inner.records.nodes().await?;
+        self.clear_away(&nodes).await?;
         for v in self.inner.records.volumes().await? {
             for node in nodes.iter().map(|n| &n.name) {
                 let said = self.inner.presence.report(node, v.name.as_str());
@@ -129,6 +132,46 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         Ok(())
     }
 
+    /// Have nodes that are there delete what they have of volumes that were deleted without them.
+    async fn clear_away(&self, nodes: &[Node]) -> Result<()> {
+        for left in self.inner.records.left().await? {
+            let alive = self
+                .inner
+                .presence
+                .word(&left.node)
+                .is_some_and(|w| w.alive);
+            let node = nodes.iter().find(|n| n.name == left.node);
+            let Some(to) = node.filter(|_| alive).cloned() else {
+                continue;
+            };
+            let request = Request::Delete(v1::DeleteVolumeRequest {
+                operation_id: "reconcile-left".to_owned(),
+                name: left.volume.to_string(),
+                id: left.id.to_string(),
+            });
+            let turn = self.draw();
+            let call = Call { to, turn, request };
+            if let Err(e) = self.inner.nodes.call(call, |_| {}).await {
+                tracing::warn!(volume = %left.volume, node = %left.node, "{e}");
+                continue; // the next round tries again
+            }
+            let text = format!(
+                "{} is back, without which {} was deleted; nothing is left of it there",
+                left.node, left.volume
+            );
+            let happening = Happening {
+                kind: "copy-dropped",
+                volume: left.volume.to_string(),
+                node: left.node.to_string(),
+                text,
+            };
+            let mut t = Transaction::default();
+            forget_left(&mut t, &left);
+            self.commit(t, vec![happening]).await?;
+        }
+        Ok(())
+    }
+
     /// Have a node bring an effect about that the record wants, and tell of it.
     async fn set_right(
         &self,
@@ -136,7 +179,9 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         effect: Effect,
         (kind, node, text): (&'static str, NodeName, String),
     ) -> Result<()> {
-        // A command may have come since: it is right by definition.
+        // A command may have come since: it is right by definition. One that comes from here on draws a later
+        // turn, and its calls are not undone by this one.
+        let turn = self.draw();
         let now = self.inner.records.volume(&v.name).await?;
         if now.is_none_or(|now| now.record != *v) {
             return Ok(());
@@ -144,7 +189,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         let all = self.inner.records.nodes().await?;
         let find = |name: &NodeName| all.iter().find(|n| n.name == *name).cloned();
         let id = format!("reconcile-{}", v.generation);
-        let call = nodes::call_for(&id, "reconcile", &effect, v, &find)?;
+        let call = nodes::call_for(turn, &id, "reconcile", &effect, v, &find)?;
         if let Err(e) = self.inner.nodes.call(call, |_| {}).await {
             tracing::warn!(volume = %v.name, %node, "{e}");
             return Ok(()); // the next round tries again
@@ -155,8 +200,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             node: node.to_string(),
             text,
         };
-        self.commit(crate::store::Transaction::default(), vec![happening])
-            .await?;
+        self.commit(Transaction::default(), vec![happening]).await?;
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! Records in the store: typed reads, and transactions that carry their events with them.
 
-use crate::fleet::{Node, Operation, OperationId, UnixMs, Volume};
+use crate::fleet::{Left, Node, Operation, OperationId, UnixMs, Volume};
 use crate::store::{Commit, Store, Transaction};
 use node::{Error, ErrorKind, NodeName, Result, VolumeName};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const EVENTS_KEPT: u64 = 20_000;
 /// Entries read from the store at a time.
 const PAGE: usize = 1000;
+
+/// The last life that a controller began on this store.
+const LIFE: &str = "life";
 
 /// Something that happened, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +78,10 @@ fn node_key(name: &NodeName) -> String {
     format!("node/{name}")
 }
 
+fn left_key(left: &Left) -> String {
+    format!("left/{}/{}", left.node, left.id)
+}
+
 fn event_key(sequence: u64) -> String {
     format!("event/{sequence:020}")
 }
@@ -107,6 +114,27 @@ impl<S: Store> Records<S> {
             store: Arc::new(store),
             next_event: AtomicU64::new(next),
         })
+    }
+
+    /// Begin a life of the controller, higher than every one before. Nodes keep the highest and obey no
+    /// lower one; a store that was lost and begun anew goes on from the time of day.
+    pub async fn begin_life(&self, now: UnixMs) -> Result<u64> {
+        let before: Option<Read<u64>> = self.read(LIFE.to_owned()).await?;
+        let next = before.as_ref().map_or(1, |r| r.record + 1);
+        let life = next.max(now / 1000);
+        let mut t = Transaction::default();
+        match &before {
+            Some(r) => r.expect(&mut t),
+            None => t.expect.push((LIFE.to_owned(), None)),
+        }
+        t.write.push((LIFE.to_owned(), Some(encode(&life)?)));
+        match self.store.commit(t).await? {
+            Commit::Done => Ok(life),
+            Commit::Conflict => Err(Error::new(
+                ErrorKind::Busy,
+                "begin: another controller began on the same store in this moment; run one",
+            )),
+        }
     }
 
     /// The store itself, for records of others.
@@ -155,6 +183,11 @@ impl<S: Store> Records<S> {
     /// Every operation, by id.
     pub async fn operations(&self) -> Result<Vec<Operation>> {
         self.all("operation/").await
+    }
+
+    /// Every copy that was left of a deleted volume.
+    pub async fn left(&self) -> Result<Vec<Left>> {
+        self.all("left/").await
     }
 
     /// Every node that ever registered, by name.
@@ -226,6 +259,17 @@ pub fn expect_no_operation(t: &mut Transaction, id: &OperationId) {
 pub fn put_operation(t: &mut Transaction, o: &Operation) -> Result<()> {
     t.write.push((operation_key(&o.id), Some(encode(o)?)));
     Ok(())
+}
+
+/// Note a copy that was left of a volume that is being deleted.
+pub fn put_left(t: &mut Transaction, left: &Left) -> Result<()> {
+    t.write.push((left_key(left), Some(encode(left)?)));
+    Ok(())
+}
+
+/// That copy is gone.
+pub fn forget_left(t: &mut Transaction, left: &Left) {
+    t.write.push((left_key(left), None));
 }
 
 /// Forget a node's registration.

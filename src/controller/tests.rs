@@ -84,6 +84,13 @@ struct Copy {
     bytes: u64,
 }
 
+impl World {
+    fn copy(&mut self, key: (String, String)) -> Result<&mut Copy> {
+        let missing = Error::new(ErrorKind::NotFound, format!("{key:?} is not there"));
+        self.copies.get_mut(&key).ok_or(missing)
+    }
+}
+
 #[derive(Clone)]
 struct MortalNodes {
     world: Arc<Mutex<World>>,
@@ -124,7 +131,7 @@ impl MortalNodes {
                 let new = Copy {
                     id: r.id.clone(),
                     owner,
-                    generation: 1,
+                    generation: u64::from(owner),
                     replicas: vec![],
                     bytes,
                 };
@@ -134,9 +141,10 @@ impl MortalNodes {
                     .or_insert_with(|| new.clone())
                     .clone();
                 if copy.id != r.id {
-                    world
-                        .broken
-                        .push(format!("{} made twice on {node}", r.name));
+                    return Err(Error::new(
+                        ErrorKind::Exists,
+                        format!("{} is another one on {node}", r.name),
+                    ));
                 }
                 Ok(Answer {
                     size_bytes: copy.bytes,
@@ -145,11 +153,13 @@ impl MortalNodes {
                 })
             }
             Request::Delete(r) => {
-                world.copies.remove(&key(&r.name));
+                world
+                    .copies
+                    .retain(|k, c| *k != key(&r.name) || c.id != r.id);
                 Ok(Answer::default())
             }
             Request::Resize(r) => {
-                world.copies.get_mut(&key(&r.name)).unwrap().bytes = r.size_bytes;
+                world.copy(key(&r.name))?.bytes = r.size_bytes;
                 Ok(Answer::default())
             }
             Request::StartReplica(r) => {
@@ -162,23 +172,38 @@ impl MortalNodes {
                         r.volume, r.node
                     ));
                 }
-                let copy = world.copies.get_mut(&key(&r.volume)).unwrap();
-                if !copy.replicas.contains(&r.node) {
-                    copy.replicas.push(r.node.clone());
+                let owner = world.copy(key(&r.volume))?;
+                if !owner.owner {
+                    return Err(Error::new(ErrorKind::NotOwner, "it is not the owner"));
+                }
+                if !owner.replicas.contains(&r.node) {
+                    owner.replicas.push(r.node.clone());
+                }
+                // It speaks to the copy, which obeys the higher generation.
+                let generation = owner.generation;
+                if let Ok(copy) = world.copy((r.node.clone(), r.volume.clone())) {
+                    if copy.generation < generation {
+                        copy.owner = false;
+                        copy.replicas.clear();
+                    }
+                    copy.generation = copy.generation.max(generation);
                 }
                 Ok(Answer::default())
             }
             Request::StopReplica(r) => {
-                world
-                    .copies
-                    .get_mut(&key(&r.volume))
-                    .unwrap()
-                    .replicas
-                    .retain(|n| *n != r.node);
+                if let Ok(copy) = world.copy(key(&r.volume)) {
+                    copy.replicas.retain(|n| *n != r.node);
+                }
                 Ok(Answer::default())
             }
             Request::TakeOver(r) => {
-                let copy = world.copies.get_mut(&key(&r.volume)).unwrap();
+                let copy = world.copy(key(&r.volume))?;
+                if !copy.owner && copy.generation >= r.generation {
+                    return Err(Error::new(ErrorKind::Fenced, "a later owner was seen"));
+                }
+                if !copy.owner {
+                    copy.replicas.clear();
+                }
                 copy.owner = true;
                 copy.generation = r.generation;
                 Ok(Answer {
@@ -187,25 +212,32 @@ impl MortalNodes {
                 })
             }
             Request::Depose(r) => {
-                if let Some(copy) = world.copies.get_mut(&key(&r.volume)) {
+                if let Ok(copy) = world.copy(key(&r.volume))
+                    && copy.generation < r.generation
+                {
                     copy.owner = false;
+                    copy.generation = r.generation;
+                    copy.replicas.clear();
                 }
                 Ok(Answer::default())
             }
             Request::Cutover(r) => {
-                let source = world.copies.get_mut(&key(&r.volume)).unwrap();
+                let source = world.copy(key(&r.volume))?.clone();
+                let mut generation = source.generation;
                 if source.owner {
+                    generation += 1;
+                    let target = world.copy((r.to.clone(), r.volume.clone()))?;
+                    if target.generation >= generation {
+                        return Err(Error::new(ErrorKind::Fenced, "a later owner was seen"));
+                    }
+                    target.owner = true;
+                    target.generation = generation;
+                    target.replicas.clear();
+                    let source = world.copy(key(&r.volume))?;
                     source.owner = false;
-                    source.generation += 1;
+                    source.generation = generation;
                     source.replicas.clear();
                 }
-                let generation = source.generation;
-                let target = world
-                    .copies
-                    .get_mut(&(r.to.clone(), r.volume.clone()))
-                    .unwrap();
-                target.owner = true;
-                target.generation = generation;
                 Ok(Answer {
                     generation,
                     ..Answer::default()
@@ -300,8 +332,8 @@ impl Fleet {
     async fn run(&self, id: &str, command: Command, falls_at: usize) -> (Operation, bool) {
         let id: OperationId = id.parse().unwrap();
         let blade = Guillotine::at(falls_at);
-        let first = self.controller(&blade).await;
         let whole = async {
+            let first = self.controller(&blade).await;
             first.begin(id.clone(), command.clone()).await.unwrap();
             ended(&first, &id).await
         };
@@ -452,6 +484,7 @@ async fn a_killed_resize_is_finished_on_every_copy() {
 async fn a_killed_deletion_leaves_nothing() {
     let delete = Command::Delete {
         volume: "v".parse().unwrap(),
+        forget_unreachable: false,
     };
     survives_every_death(&[create(), add("n2")], delete, None, State::Done).await;
 }
@@ -591,4 +624,42 @@ async fn a_former_owner_that_comes_back_is_deposed() {
     }
     controller.look_over().await.unwrap();
     assert!(!owned("n1") && owned("n2"));
+}
+
+/// A volume is deleted without a node that is silent. When that is back it is told once, and nothing is left.
+#[tokio::test]
+async fn a_node_that_was_away_deletes_its_copy_when_it_is_back() {
+    let mut fleet = Fleet::new().await;
+    fleet.done("make", create()).await;
+    fleet.done("copy", add("n2")).await;
+    let cutover = Command::Cutover {
+        volume: "v".parse().unwrap(),
+        to: "n2".parse().unwrap(),
+    };
+    fleet.done("move", cutover).await;
+    fleet.silent = Some("n1");
+    let delete = Command::Delete {
+        volume: "v".parse().unwrap(),
+        forget_unreachable: true,
+    };
+    fleet.done("op", delete).await;
+    let held = || {
+        let world = fleet.world.lock().unwrap();
+        world.copies.keys().map(|k| k.0.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(held(), ["n1"]);
+    let controller = fleet.controller(&Guillotine::at(usize::MAX)).await;
+    assert_eq!(controller.inner.records.volumes().await.unwrap(), []);
+    controller.look_over().await.unwrap();
+    assert_eq!(held(), ["n1"], "it is still away");
+
+    let there = HeartbeatRequest {
+        name: "n1".into(),
+        ..Default::default()
+    };
+    let presence = &controller.inner.presence;
+    presence.heard("n1".parse().unwrap(), there);
+    controller.look_over().await.unwrap();
+    assert_eq!(held(), Vec::<String>::new());
+    assert_eq!(controller.inner.records.left().await.unwrap(), []);
 }

@@ -1,22 +1,28 @@
 //! Many operations at a time, on nodes that are away, refuse or do not answer, under controllers that
-//! die at random: one seed is one run.
+//! die at random and look the fleet over beside: one seed is one run.
 //!
 //! ```text
 //!   commands, some twice ──► Controller ──► SimStore   a commit under way at a death is there or lost
 //!                                │
-//!                                └────────► SimNodes   so is the effect of a call; answers get lost
+//!                                └────────► SimNodes   so is the effect of a call; answers get lost,
+//!                                                      and calls arrive when others have gone on
 //! ```
 //!
 //! Nothing waits for real time: a pause is so many turns of the runtime, which has one thread and no
 //! clock. Every commit and every call is checked as it happens: an operation goes forward only, is undone
 //! at most once and changes no more once it has ended; a node is told only what the log says comes next;
 //! no volume ever has two owners. In the end every operation has ended, what the records say is what the
-//! nodes hold, nothing was made twice and nothing was left behind.
+//! nodes hold, nothing was made twice and nothing was left behind. Owners are given up, too: a replica
+//! takes over, and the owner comes back.
 //!
 //! `FORERUN_SEED=n cargo nextest run -p forerun --lib simulation` runs one seed again.
 
+mod nodes;
+
 use super::*;
 use crate::fleet::{Effect, Status, Volume};
+use node::service::Turns;
+use nodes::{SimNodes, SimStore, turns};
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -27,6 +33,8 @@ const COMMANDS: usize = 40;
 const DEATHS: usize = 12;
 const NODES: [&str; 4] = ["n1", "n2", "n3", "n4"];
 const VOLUMES: [&str; 2] = ["v", "w"];
+/// Calls that are on their way for long, at most.
+const LATE: usize = 8;
 /// Turns of the runtime before a life that gets nowhere is a failure.
 const TURNS: usize = 20_000;
 
@@ -56,6 +64,11 @@ struct Tally {
     undone: usize,
     cutovers: usize,
     reminders: usize,
+    take_overs: usize,
+    deposed: usize,
+    looks: usize,
+    late: usize,
+    overtaken: usize,
 }
 
 impl std::ops::AddAssign for Tally {
@@ -71,6 +84,11 @@ impl std::ops::AddAssign for Tally {
         self.undone += o.undone;
         self.cutovers += o.cutovers;
         self.reminders += o.reminders;
+        self.take_overs += o.take_overs;
+        self.deposed += o.deposed;
+        self.looks += o.looks;
+        self.late += o.late;
+        self.overtaken += o.overtaken;
     }
 }
 
@@ -79,6 +97,12 @@ struct Fate {
     entries: BTreeMap<String, Vec<u8>>,
     /// Nodes that do not answer.
     away: BTreeSet<&'static str>,
+    /// Of these, those that are off: they send no heartbeats.
+    off: BTreeSet<&'static str>,
+    /// Calls that whoever made them has given up, and that are still on their way.
+    late: Vec<Call>,
+    /// Whose turn each node knows it to be.
+    turns: BTreeMap<String, Turns>,
     /// Everything answers, and nothing is refused.
     kind: bool,
     tally: Tally,
@@ -165,7 +189,11 @@ impl Fate {
                 self.tally.undone += 1;
                 next.done == 0
             }
-            (State::Running, State::Failed) => next.done == 0 && next.steps.is_empty(),
+            // Given up, with nothing to undo; or a failover has taken its place.
+            (State::Running, State::Failed) => {
+                let replaced = next.done == before.done && next.steps == before.steps;
+                replaced || next.done == 0 && next.steps.is_empty()
+            }
             // Undoing it was refused, too.
             (State::Undoing, State::Failed) => next.steps.is_empty(),
             _ => false,
@@ -211,7 +239,13 @@ impl Fate {
         let operation: Operation = self
             .record(&format!("operation/{id}"))
             .unwrap_or_else(|| panic!("[logged before it has an effect] {call:?}"));
-        let next = operation.next().map(|s| &s.effect);
+        // One whose place was taken may have a call on its way.
+        let error = operation.error.as_deref().unwrap_or_default();
+        let next = match error.ends_with("takes its place") {
+            true => operation.steps.get(operation.done),
+            false => operation.next(),
+        };
+        let next = next.map(|s| &s.effect);
         let to = &call.to.name;
         let fits = match (&call.request, next) {
             (Request::Create(_), Some(Effect::CreateOwner)) => true,
@@ -236,144 +270,6 @@ impl Fate {
 /// What outlives every controller.
 type Shared = Arc<Mutex<Fate>>;
 
-/// Others come first, sometimes.
-async fn turns(fate: &Shared, most: u64) {
-    let turns = fate.lock().unwrap().dice.below(most);
-    for _ in 0..turns {
-        tokio::task::yield_now().await;
-    }
-}
-
-/// The store in one life of a controller, which dies at some access, before or after that takes effect.
-#[derive(Clone)]
-struct SimStore {
-    fate: Shared,
-    blade: Arc<Guillotine>,
-}
-
-impl SimStore {
-    fn entries(&self, prefix: &str, after: Option<&str>) -> Entries {
-        let fate = self.fate.lock().unwrap();
-        let of = |(k, _): &(&String, _)| {
-            k.starts_with(prefix) && after.is_none_or(|after| k.as_str() > after)
-        };
-        let all = fate.entries.iter().filter(of);
-        all.map(|(k, v)| (k.clone(), v.clone())).collect()
-    }
-}
-
-impl Store for SimStore {
-    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>> {
-        turns(&self.fate, 3).await;
-        Ok(self.fate.lock().unwrap().entries.get(key).cloned())
-    }
-    async fn scan(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Entries> {
-        turns(&self.fate, 3).await;
-        let mut all = self.entries(prefix, after);
-        all.truncate(limit);
-        Ok(all)
-    }
-    async fn last(&self, prefix: &str, limit: usize) -> Result<Entries> {
-        turns(&self.fate, 3).await;
-        let all = self.entries(prefix, None);
-        Ok(all[all.len().saturating_sub(limit)..].to_vec())
-    }
-    async fn commit(&self, t: Transaction) -> Result<Commit> {
-        turns(&self.fate, 3).await;
-        if self.blade.is_down() {
-            self.fate.lock().unwrap().tally.lost_commits += 1;
-        }
-        self.blade.pass().await;
-        let done = self.fate.lock().unwrap().commit(t);
-        self.blade.pass().await;
-        Ok(done)
-    }
-}
-
-impl Guillotine {
-    fn is_down(&self) -> bool {
-        self.count.load(Ordering::SeqCst) >= self.falls_at
-    }
-}
-
-/// The nodes in one life of a controller.
-struct SimNodes {
-    fate: Shared,
-    nodes: MortalNodes,
-}
-
-impl SimNodes {
-    /// Whether the call arrives, and whether its answer does.
-    fn luck(&self, call: &Call) -> Result<(bool, bool)> {
-        let mut fate = self.fate.lock().unwrap();
-        if fate.away.contains(call.to.name.as_str()) {
-            fate.tally.absences += 1;
-            return Err(Error::new(ErrorKind::Disconnected, "nobody is there"));
-        }
-        if fate.kind {
-            return Ok((true, true));
-        }
-        // What takes room may be refused; to stop and to delete frees it.
-        let frees = matches!(call.request, Request::Delete(_) | Request::StopReplica(_));
-        let refused = !frees && !self.is_given_away(call) && fate.one_in(14);
-        if refused {
-            fate.tally.refusals += 1;
-            return Err(Error::new(ErrorKind::NoSpace, "the disk is full"));
-        }
-        let silent = fate.one_in(5);
-        let arrives = !silent || fate.one_in(2);
-        fate.tally.lost_calls += usize::from(!arrives);
-        fate.tally.lost_answers += usize::from(arrives && silent);
-        Ok((arrives, !silent))
-    }
-
-    /// A cutover that is asked for again after it has come about is only reported.
-    fn is_given_away(&self, call: &Call) -> bool {
-        let Request::Cutover(r) = &call.request else {
-            return false;
-        };
-        let source = (call.to.name.to_string(), r.volume.clone());
-        !self.nodes.world.lock().unwrap().copies[&source].owner
-    }
-
-    fn carry_out(&self, call: &Call) -> Result<Answer> {
-        self.fate.lock().unwrap().note(format_args!("{call:?}"));
-        self.fate.lock().unwrap().expects(call);
-        let answer = self.nodes.carry_out(call);
-        let world = self.nodes.world.lock().unwrap();
-        assert_eq!(world.broken, Vec::<String>::new(), "[does no harm]");
-        for volume in VOLUMES {
-            let owns = |(key, c): &(&(String, String), &Copy)| key.1 == volume && c.owner;
-            let owners = world.copies.iter().filter(owns).count();
-            assert!(owners <= 1, "[one owner] {call:?}; {world:?}");
-        }
-        if let Request::Cutover(_) = call.request {
-            self.fate.lock().unwrap().tally.cutovers += 1;
-        }
-        answer
-    }
-}
-
-impl Nodes for SimNodes {
-    async fn call(&self, call: Call, _: impl Fn(CutoverProgress) + Send + Sync) -> Result<Answer> {
-        turns(&self.fate, 4).await;
-        let silent = || Err(Error::new(ErrorKind::Timeout, "no answer"));
-        self.nodes.blade.pass().await;
-        let (arrives, is_answered) = self.luck(&call)?;
-        if !arrives {
-            return silent();
-        }
-        let answer = self.carry_out(&call);
-        turns(&self.fate, 4).await;
-        self.nodes.blade.pass().await;
-        if is_answered { answer } else { silent() }
-    }
-
-    async fn pause(&self, _: Duration) {
-        turns(&self.fate, 12).await;
-    }
-}
-
 type Sim = Controller<SimStore, SimNodes>;
 
 struct Run {
@@ -389,6 +285,9 @@ impl Run {
             dice: Dice(seed),
             entries: BTreeMap::new(),
             away: BTreeSet::new(),
+            off: BTreeSet::new(),
+            late: Vec::new(),
+            turns: BTreeMap::new(),
             kind: false,
             tally: Tally::default(),
             trace: String::new(),
@@ -415,20 +314,24 @@ impl Run {
         }
     }
 
-    /// A controller begins its life; `None` if it dies in that.
-    async fn controller(&self, blade: &Arc<Guillotine>) -> Option<Sim> {
-        let store = SimStore {
-            fate: self.fate.clone(),
-            blade: blade.clone(),
-        };
-        let nodes = SimNodes {
+    fn nodes(&self, blade: &Arc<Guillotine>) -> SimNodes {
+        SimNodes {
             fate: self.fate.clone(),
             nodes: MortalNodes {
                 world: self.world.clone(),
                 blade: blade.clone(),
                 refuses: None,
             },
+        }
+    }
+
+    /// A controller begins its life; `None` if it dies in that.
+    async fn controller(&self, blade: &Arc<Guillotine>) -> Option<Sim> {
+        let store = SimStore {
+            fate: self.fate.clone(),
+            blade: blade.clone(),
         };
+        let nodes = self.nodes(blade);
         let config = Config::default();
         tokio::select! {
             biased;
@@ -437,10 +340,15 @@ impl Run {
         }
     }
 
-    /// Every node says what it has.
+    /// Every node that is not off says what it has.
     fn beat(&self, controller: &Sim) {
         let world = self.world.lock().unwrap();
+        let off = self.fate.lock().unwrap().off.clone();
         for name in NODES {
+            if off.contains(name) {
+                controller.inner.presence.forget(&name.parse().unwrap());
+                continue;
+            }
             let held = world.copies.iter().filter(|(key, _)| key.0 == name);
             let report = |(key, copy): (&(String, String), &Copy)| {
                 let replicas = copy.replicas.iter().map(|node| proto::v1::ReplicaReport {
@@ -449,12 +357,17 @@ impl Run {
                 });
                 let mut report = proto::v1::VolumeReport {
                     name: key.1.clone(),
+                    id: copy.id.clone(),
                     generation: copy.generation,
+                    epoch: 5,
                     replicas: replicas.collect(),
                     ..Default::default()
                 };
                 if copy.owner {
                     report.set_role(proto::v1::VolumeRole::Owner);
+                } else {
+                    report.set_role(proto::v1::VolumeRole::Standby);
+                    report.set_copy(proto::v1::ReplicaState::Consistent);
                 }
                 report
             };
@@ -494,10 +407,21 @@ impl Run {
                     volume: volume(),
                     to: any(&mut fate),
                 },
-                _ => Command::Delete { volume: volume() },
+                _ => Command::Delete {
+                    volume: volume(),
+                    forget_unreachable: fate.one_in(2),
+                },
             };
         };
         let copies: Vec<&str> = known.replicas.iter().map(|r| r.node.as_str()).collect();
+        if fate.off.contains(known.owner.as_str()) && !copies.is_empty() {
+            let to = fate.one_in(2).then(|| fate.pick(&copies).parse().unwrap());
+            return Command::Failover {
+                volume: volume(),
+                to,
+                owner_is_off: true,
+            };
+        }
         let is_free = |n: &&str| *n != known.owner.as_str() && !copies.contains(n);
         let free: Vec<&str> = NODES.into_iter().filter(is_free).collect();
         match fate.dice.below(14) {
@@ -516,7 +440,10 @@ impl Run {
                     node: fate.pick(&all).parse().unwrap(),
                 }
             }
-            11 => Command::Delete { volume: volume() },
+            11 => Command::Delete {
+                volume: volume(),
+                forget_unreachable: fate.one_in(2),
+            },
             _ => Command::Resize {
                 volume: volume(),
                 size_bytes: known.size_bytes + 4096,
@@ -550,11 +477,30 @@ impl Run {
         let name = fate.pick(&NODES);
         if fate.kind {
             fate.away.clear();
+            fate.off.clear();
         } else if fate.away.contains(name) {
+            // One that is off stays so for longer.
+            if fate.off.contains(name) && !fate.one_in(6) {
+                return;
+            }
             fate.away.remove(name);
+            if fate.off.remove(name) {
+                // It has started anew: what was on its way to it has gone with its sockets.
+                fate.late.retain(|c| c.to.name.as_str() != name);
+                if let Some(turns) = fate.turns.get_mut(name) {
+                    *turns = Turns::since(turns.life());
+                }
+            }
         } else if fate.one_in(6) {
             fate.away.insert(name);
+            if fate.one_in(2) {
+                fate.off.insert(name);
+            }
         }
+    }
+
+    fn happens(&self, one_in: u64) -> bool {
+        self.fate.lock().unwrap().one_in(one_in)
     }
 
     fn is_at_rest(&self) -> bool {
@@ -573,14 +519,26 @@ impl Run {
         let Some(controller) = self.controller(&blade).await else {
             return false;
         };
+        let mut looking: Option<tokio::task::JoinHandle<()>> = None;
         for turn in 0.. {
             assert!(turn < TURNS, "[ends or resumes] nothing moves");
             self.beat(&controller);
             self.weather();
+            if looking.as_ref().is_none_or(|l| l.is_finished()) && self.happens(4) {
+                let watcher = controller.clone();
+                self.fate.lock().unwrap().tally.looks += 1;
+                looking = Some(tokio::spawn(async move {
+                    watcher.look_over().await.unwrap();
+                }));
+            }
+            if self.happens(6) {
+                self.nodes(&blade).arrive();
+            }
             turns(&self.fate, 8).await;
             tokio::task::yield_now().await;
             let Some((id, command)) = self.next() else {
-                match (is_last, self.is_at_rest()) {
+                let rests = self.is_at_rest() && looking.as_ref().is_none_or(|l| l.is_finished());
+                match (is_last, rests) {
                     (true, true) => {
                         self.look_over(&controller).await;
                         return true;
@@ -652,6 +610,12 @@ impl Run {
                 assert!(!take(former).owner, "[one owner] {v:?}");
             }
         }
+        let noted: Vec<_> = fate
+            .entries
+            .keys()
+            .filter(|k| k.starts_with("left/"))
+            .collect();
+        assert!(noted.is_empty(), "[nothing is left behind] {noted:?}");
         assert!(
             held.is_empty(),
             "[nothing is left behind] {held:?}\n{}",
@@ -721,6 +685,11 @@ fn whatever_dies_or_does_not_answer_the_log_and_the_nodes_agree_in_the_end() {
             undone,
             cutovers,
             reminders,
+            take_overs,
+            deposed,
+            looks,
+            late,
+            overtaken,
         } = tally;
         let least = [
             begun / 8,
@@ -734,6 +703,11 @@ fn whatever_dies_or_does_not_answer_the_log_and_the_nodes_agree_in_the_end() {
             undone,
             cutovers,
             reminders * 25,
+            take_overs * 6,
+            deposed * 6,
+            looks / 10,
+            late,
+            overtaken,
         ];
         assert!(
             least.into_iter().all(|n| n >= SEEDS as usize / 2),

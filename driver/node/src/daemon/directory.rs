@@ -10,6 +10,7 @@ use crate::engine::{VOLUME_REQUESTS_MAX, VolumeSpec};
 use crate::service::NewVolume;
 use block::{Epoch, Error, ErrorKind, Generation, Result, VolumeName};
 use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use storage::meta::{MetaFile, SLOT_BYTES};
 use storage::{ImageFile, OpenOptions};
@@ -127,7 +128,7 @@ pub(super) fn open(data: &DataDir, name: &VolumeName, adopt_image: bool) -> Resu
     let dir = data.volume(name);
     let growth = Growth::under_way(&dir)?;
     if let Some(growth) = &growth {
-        growth.extend(&dir)?;
+        growth.set_image(&dir, growth.to)?;
     }
     let image = ImageFile::open(&dir.join("image"), &OpenOptions::default())
         .map_err(|e| e.within(format!("open volume {name}")))?;
@@ -223,6 +224,47 @@ pub(super) fn open_meta(dir: &Path, size: u64) -> Result<(MetaFile, std::os::fd:
         &dir.join("meta"),
         usize::try_from(slots).unwrap_or(usize::MAX),
     )
+}
+
+/// The file, beside the volumes, that says which life of the controller was the last to command here.
+const CONTROLLER: &str = "controller";
+
+/// The last life of the controller that commanded this node; zero if none has.
+pub(super) fn controllers_life(data: &DataDir) -> Result<u64> {
+    let path = data.path().join(CONTROLLER);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().map_err(|_| {
+            Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "{} is not the number of a controller's life: remove it, and no command of a killed \
+                     controller that is still on its way is refused until the next one comes",
+                    path.display()
+                ),
+            )
+        }),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        Err(e) => Err(Error::io(format!("read {}", path.display()), e)),
+    }
+}
+
+/// Remember it, durably.
+pub(super) fn keep_controllers_life(data: &DataDir, life: u64) -> Result<()> {
+    write_whole(data.path(), CONTROLLER, &format!("{life}\n"))
+}
+
+/// Write a file of a directory durably, whole or not at all: beside, synced, renamed, and the directory synced.
+pub(super) fn write_whole(dir: &Path, name: &str, text: &str) -> Result<()> {
+    let path = dir.join(name);
+    let beside = dir.join(format!(".{name}"));
+    let write = || {
+        let mut file = File::create(&beside)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&beside, &path)
+    };
+    write().map_err(|e| Error::io(format!("write {}", path.display()), e))?;
+    sync_dir(dir)
 }
 
 /// Make the names in a directory durable.

@@ -11,11 +11,12 @@
 //! leaves, the next opening finds `growth` and goes on. What lies beyond the former end counts as suspect:
 //! it is zeroes in a file, but a device may hold anything there.
 
-use super::directory::{open_meta, sync_dir};
+use super::directory::{open_meta, sync_dir, write_whole};
 use super::volumes::Volumes;
+use crate::service::Turn;
 use block::{Error, ErrorKind, Result, VolumeId, VolumeName};
 use proto::v1::VolumeReport;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::path::Path;
 
 /// The file that says so.
@@ -53,15 +54,7 @@ impl Growth {
 
     /// Write it down, durably, under its name or not at all.
     fn begin(self, dir: &Path) -> Result<()> {
-        let path = dir.join(FILE);
-        let beside = dir.join("growth.new");
-        let write = || {
-            std::fs::write(&beside, format!("{} {}\n", self.from, self.to))?;
-            File::open(&beside)?.sync_all()?;
-            std::fs::rename(&beside, &path)
-        };
-        write().map_err(|e| Error::io(format!("write {}", path.display()), e))?;
-        sync_dir(dir)
+        write_whole(dir, FILE, &format!("{} {}\n", self.from, self.to))
     }
 
     /// It has ended.
@@ -74,12 +67,8 @@ impl Growth {
         }
     }
 
-    /// Give an image file its new size. A block device has it already.
-    pub(super) fn extend(self, dir: &Path) -> Result<()> {
-        self.set_len(dir, self.to)
-    }
-
-    fn set_len(self, dir: &Path, len: u64) -> Result<()> {
+    /// Give the image file that grows one of its two sizes. A block device has the new one already.
+    pub(super) fn set_image(self, dir: &Path, len: u64) -> Result<()> {
         let path = dir.join("image");
         let asked = || format!("give image {} {len} bytes", path.display());
         let file = OpenOptions::new().write(true).open(&path);
@@ -99,19 +88,14 @@ impl Volumes {
     /// See [`NodeOps::resize`](crate::service::NodeOps::resize).
     pub(super) async fn grow(
         &self,
+        turn: Option<Turn>,
         name: VolumeName,
         id: VolumeId,
         to: u64,
     ) -> Result<VolumeReport> {
         let asked = format!("resize {name} to {to} bytes");
-        let _one = self.changing.lock().await;
-        let hosted = self.hosted(&asked, &name)?;
-        if hosted.id != id {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                format!("{asked}: the volume of that name here is another one"),
-            ));
-        }
+        let _one = self.turn(&name, turn).await?;
+        let hosted = self.hosted(&asked, &name, Some(id))?;
         let from = hosted.size();
         if to <= from {
             // Told before, or larger already: a copy may be.
@@ -133,8 +117,8 @@ impl Volumes {
         // What could fail for want of room fails before anything has changed.
         open_meta(&dir, to).map_err(|e| e.within(&asked))?;
         growth.begin(&dir).map_err(|e| e.within(&asked))?;
-        if let Err(e) = growth.extend(&dir) {
-            growth.set_len(&dir, from)?;
+        if let Err(e) = growth.set_image(&dir, to) {
+            growth.set_image(&dir, from)?;
             Growth::end(&dir)?;
             return Err(e.within(&asked));
         }
@@ -142,7 +126,7 @@ impl Volumes {
             .await
             .map_err(|e| e.within(&asked))?;
         tracing::info!("volume {name} has {to} bytes now");
-        let hosted = self.hosted(&asked, &name)?;
+        let hosted = self.hosted(&asked, &name, Some(id))?;
         Ok(self.report_hosted(&name, hosted).await)
     }
 }

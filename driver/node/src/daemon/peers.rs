@@ -5,11 +5,9 @@
 //! What it says of replicas is an ownership's, and ends with it: whoever owns the volume next is told by
 //! the controller which replicas to keep, also if that was an owner before.
 
-use super::directory::sync_dir;
+use super::directory::{sync_dir, write_whole};
 use block::{Error, ErrorKind, NodeName, Result};
 use serde::{Deserialize, Serialize};
-use std::fs::File;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -80,19 +78,11 @@ impl Peers {
         })
     }
 
-    /// Write it whole and durably: beside, synced, renamed, and the directory synced.
+    /// Write it whole and durably.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        let path = dir.join(FILE);
-        let beside = dir.join(".peers.toml");
-        let asked = |e| Error::io(format!("write {}", path.display()), e);
         let text = toml::to_string(self)
             .map_err(|e| Error::new(ErrorKind::Broken, format!("write {FILE}: {e}")))?;
-        let mut file = File::create(&beside).map_err(asked)?;
-        file.write_all(text.as_bytes())
-            .and_then(|()| file.sync_all())
-            .and_then(|()| std::fs::rename(&beside, &path))
-            .map_err(asked)?;
-        sync_dir(dir)
+        write_whole(dir, FILE, &text)
     }
 
     /// Remember a replica, or change what is remembered of it.

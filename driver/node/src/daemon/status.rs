@@ -145,3 +145,36 @@ impl ReplicaStatus {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+    use std::time::Duration;
+
+    /// Whoever waits for news of a replica is woken when its state is another one, and not by each increment.
+    #[test]
+    fn a_replica_whose_state_changes_rings() {
+        let changed = Arc::new(Notify::new());
+        let status = ReplicaStatus::new(Arc::clone(&changed));
+        let rings = || {
+            let mut told = pin!(changed.notified());
+            let once = &mut Context::from_waker(Waker::noop());
+            matches!(told.as_mut().poll(once), Poll::Ready(()))
+        };
+        let committed = |epoch| {
+            status.take(&News::Committed(Increment {
+                epoch: Epoch(epoch),
+                dirty: 4096,
+                sent: 100,
+                elapsed: Duration::from_millis(1),
+            }));
+        };
+        assert!(!rings());
+        committed(1);
+        assert!(rings(), "it is consistent now");
+        committed(2);
+        assert!(!rings(), "and was before");
+    }
+}

@@ -12,23 +12,21 @@
 //! answers its replication links with a higher generation, and by the controller.
 
 use super::volumes::Volumes;
-use crate::service::TakeOver;
-use block::{Error, ErrorKind, Result};
+use crate::service::{TakeOver, Turn};
+use block::Result;
 use proto::v1::VolumeReport;
 use volume::Role;
 
 impl Volumes {
     /// See [`NodeOps::take_over`](crate::service::NodeOps::take_over).
-    pub(super) async fn take_over_volume(&self, taken: TakeOver) -> Result<VolumeReport> {
+    pub(super) async fn take_over_volume(
+        &self,
+        turn: Option<Turn>,
+        taken: TakeOver,
+    ) -> Result<VolumeReport> {
         let asked = format!("take over {}", taken.volume);
-        let _one = self.changing.lock().await;
-        let hosted = self.hosted(&asked, &taken.volume)?;
-        if hosted.id != taken.id {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                format!("{asked}: the volume of that name here is another one"),
-            ));
-        }
+        let _one = self.turn(&taken.volume, turn).await?;
+        let hosted = self.hosted(&asked, &taken.volume, Some(taken.id))?;
         let role = hosted.handle.call(|v, _| v.role()).await?;
         let is_done =
             matches!(role, Role::Owner { generation, .. } if generation == taken.generation);
@@ -48,14 +46,11 @@ impl Volumes {
     }
 
     /// See [`NodeOps::depose`](crate::service::NodeOps::depose).
-    pub(super) async fn depose_volume(&self, deposed: TakeOver) -> Result<()> {
-        let _one = self.changing.lock().await;
-        let Ok(hosted) = self.hosted("depose", &deposed.volume) else {
+    pub(super) async fn depose_volume(&self, turn: Option<Turn>, deposed: TakeOver) -> Result<()> {
+        let _one = self.turn(&deposed.volume, turn).await?;
+        let Ok(hosted) = self.hosted("depose", &deposed.volume, Some(deposed.id)) else {
             return Ok(());
         };
-        if hosted.id != deposed.id {
-            return Ok(());
-        }
         let generation = deposed.generation;
         hosted
             .handle

@@ -12,7 +12,7 @@ use crate::datadir::DataDir;
 use crate::engine::{Engine, VolumeHandle, VolumeSpec};
 use crate::replication::{Receiving, Sending, StandbySpec, Succession};
 use crate::serve::state::checkpoints;
-use crate::service::{NewVolume, SeedOrder};
+use crate::service::{NewVolume, SeedOrder, Turn, Turns};
 use block::{Error, ErrorKind, NodeName, Result, VolumeId, VolumeName};
 use nbd::accept::Accepted;
 use nbd::codec::TransmissionFlags;
@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 use storage::ImageFile;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, MutexGuard, Notify};
 use volume::{CursorName, Role};
 
 /// From one increment of a replica to the next.
@@ -34,6 +34,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// How long a node that starts waits for those who have copies of its volumes. One that refuses the
 /// connection may be starting, too, as after a power cut.
 const PEERS_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a node that stops waits for a change that is being made to a volume.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(3);
 /// How often it is looked whether they have answered.
 const PEERS_PAUSE: Duration = Duration::from_millis(10);
 
@@ -50,7 +52,7 @@ pub struct Volumes {
     map: RwLock<BTreeMap<VolumeName, Slot>>,
     /// Held while a volume is made, deleted or changed: one at a time, so that a repeated call finds
     /// what the first one did.
-    pub(super) changing: Mutex<()>,
+    changing: Mutex<Turns>,
     /// The reports say something new.
     changed: Arc<Notify>,
 }
@@ -105,6 +107,7 @@ impl Volumes {
                 format!("adopt the image of volume {unknown}: this node has no such volume"),
             ));
         }
+        let life = directory::controllers_life(&data)?;
         let volumes = Volumes {
             data,
             engine,
@@ -113,7 +116,7 @@ impl Volumes {
             sending,
             receiving,
             map: RwLock::default(),
-            changing: Mutex::new(()),
+            changing: Mutex::new(Turns::since(life)),
             changed: Arc::default(),
         };
         for name in names {
@@ -167,21 +170,21 @@ impl Volumes {
         Ok(hosted)
     }
 
-    /// Close a volume and open it as its files are now. Its guests' connections end.
+    /// Close a volume and open it as its files are now. Its guests' connections end. One that cannot be
+    /// closed or opened says why from then on.
     pub(super) async fn reopen(&self, name: &VolumeName, hosted: Hosted) -> Result<()> {
         self.write().remove(name);
-        self.close_one(hosted).await?;
-        let slot = match self.open_one(name, false).await {
-            Ok(hosted) => Slot::Open(hosted),
-            Err(e) => {
-                self.write()
-                    .insert(name.clone(), Slot::Broken(e.to_string()));
-                return Err(e);
-            }
+        let opened = match self.close_one(hosted).await {
+            Ok(()) => self.open_one(name, false).await,
+            Err(e) => Err(e),
+        };
+        let (slot, done) = match opened {
+            Ok(hosted) => (Slot::Open(hosted), Ok(())),
+            Err(e) => (Slot::Broken(e.to_string()), Err(e)),
         };
         self.write().insert(name.clone(), slot);
         self.changed.notify_one();
-        Ok(())
+        done
     }
 
     /// Finish a volume's requests and sync it.
@@ -220,6 +223,23 @@ impl Volumes {
         })
     }
 
+    /// Have a change to a volume begin, unless a later one has overtaken it. One at a time.
+    pub(super) async fn turn(
+        &self,
+        volume: &VolumeName,
+        turn: Option<Turn>,
+    ) -> Result<MutexGuard<'_, Turns>> {
+        let mut turns = self.changing.lock().await;
+        if let Some(turn) = turn {
+            turns.check(volume, turn)?;
+            if turn.life > turns.life() {
+                directory::keep_controllers_life(&self.data, turn.life)?;
+            }
+            turns.take(volume, turn);
+        }
+        Ok(turns)
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<VolumeName, Slot>> {
         self.map.read().unwrap_or_else(|e| e.into_inner())
     }
@@ -249,6 +269,8 @@ impl Volumes {
 
     /// Finish every volume's requests and sync it.
     pub(super) async fn close(&self) -> Result<()> {
+        // What is being changed is changed first. A change that takes longer is one that a crash may cut.
+        let _one = tokio::time::timeout(CHANGE_PATIENCE, self.changing.lock()).await;
         let slots = std::mem::take(&mut *self.write());
         let mut first = Ok(());
         for slot in slots.into_values() {
@@ -368,10 +390,20 @@ impl Volumes {
         self.data.volume(name)
     }
 
-    pub(super) fn hosted(&self, asked: &str, name: &VolumeName) -> Result<Hosted> {
+    /// A volume that is open, and where its identity was given, is the one that was meant.
+    pub(super) fn hosted(
+        &self,
+        asked: &str,
+        name: &VolumeName,
+        id: Option<VolumeId>,
+    ) -> Result<Hosted> {
         let refuse = |kind, why: &str| Err(Error::new(kind, format!("{asked}: {why}")));
         match self.slot(name) {
-            Some(Slot::Open(hosted)) => Ok(hosted),
+            Some(Slot::Open(hosted)) if id.is_none_or(|id| id == hosted.id) => Ok(hosted),
+            Some(Slot::Open(_)) => refuse(
+                ErrorKind::NotFound,
+                "the volume of that name here is another one",
+            ),
             Some(Slot::Broken(why)) => refuse(ErrorKind::Corrupt, &why),
             None => refuse(ErrorKind::NotFound, "this node has no such volume"),
         }
@@ -627,3 +659,6 @@ impl Exports for Volumes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

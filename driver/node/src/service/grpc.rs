@@ -3,7 +3,7 @@
 use super::ops::{
     Consistency, Handover, NewReplica, NewVolume, NodeOps, SeedOrder, TakeOver, address,
 };
-use super::to_status;
+use super::{TURN, Turn, to_status};
 use block::{Error, ErrorKind, Generation, NodeName, Result};
 use proto::v1::node_server::Node;
 use proto::v1::{self, ConsistencyLevel, CutoverProgress, VolumeReport, VolumeRole};
@@ -33,7 +33,7 @@ impl<O: NodeOps> Service<O> {
         Service { name, ops }
     }
 
-    async fn create(&self, r: v1::CreateVolumeRequest) -> Result<VolumeReport> {
+    fn new_volume(r: v1::CreateVolumeRequest) -> Result<NewVolume> {
         let standby = match r.role() {
             VolumeRole::Owner => false,
             VolumeRole::Standby => true,
@@ -41,18 +41,16 @@ impl<O: NodeOps> Service<O> {
                 return Err(invalid(format!("make volume {}: role {other:?}", r.name)));
             }
         };
-        self.ops
-            .create(NewVolume {
-                name: r.name.parse()?,
-                id: r.id.parse()?,
-                size_bytes: (r.size_bytes > 0).then_some(r.size_bytes),
-                image: (!r.image_path.is_empty()).then(|| PathBuf::from(r.image_path)),
-                standby,
-            })
-            .await
+        Ok(NewVolume {
+            name: r.name.parse()?,
+            id: r.id.parse()?,
+            size_bytes: (r.size_bytes > 0).then_some(r.size_bytes),
+            image: (!r.image_path.is_empty()).then(|| PathBuf::from(r.image_path)),
+            standby,
+        })
     }
 
-    async fn start(&self, r: v1::StartReplicaRequest) -> Result<()> {
+    fn new_replica(r: v1::StartReplicaRequest) -> Result<NewReplica> {
         let asked = format!("replicate {} to {}", r.volume, r.node);
         let consistency = r.consistency.unwrap_or_default();
         let consistency = match consistency.level() {
@@ -67,20 +65,17 @@ impl<O: NodeOps> Service<O> {
                 )));
             }
         };
-        self.ops
-            .start_replica(NewReplica {
-                volume: r.volume.parse()?,
-                node: r.node.parse()?,
-                address: address(&asked, &r.address)?,
-                consistency,
-                rate_bytes_per_second: (r.rate_bytes_per_second > 0)
-                    .then_some(r.rate_bytes_per_second),
-                order: SeedOrder {
-                    extent_bytes: r.extent_bytes,
-                    runs: r.order,
-                },
-            })
-            .await
+        Ok(NewReplica {
+            volume: r.volume.parse()?,
+            node: r.node.parse()?,
+            address: address(&asked, &r.address)?,
+            consistency,
+            rate_bytes_per_second: (r.rate_bytes_per_second > 0).then_some(r.rate_bytes_per_second),
+            order: SeedOrder {
+                extent_bytes: r.extent_bytes,
+                runs: r.order,
+            },
+        })
     }
 
     fn handover(r: &v1::CutoverRequest) -> Result<Handover> {
@@ -106,6 +101,33 @@ impl TakeOver {
 
 fn invalid(text: String) -> Error {
     Error::new(ErrorKind::Invalid, text)
+}
+
+/// The turn of a call, and what it asks for.
+fn taken<T, R>(
+    request: Request<T>,
+    checked: impl FnOnce(T) -> Result<R>,
+) -> Result<(Option<Turn>, R), Status> {
+    let both = || {
+        let turn = match request.metadata().get(TURN).map(|v| v.to_str()) {
+            Some(Ok(text)) => Some(text.parse()?),
+            Some(Err(_)) => return Err(invalid(format!("{TURN}: no text"))),
+            None => None,
+        };
+        Ok((turn, checked(request.into_inner())?))
+    };
+    both().map_err(|e| to_status(&e))
+}
+
+/// Make a change in a task of its own: it must not end halfway because its caller has left.
+async fn whole<T: Send + 'static>(
+    change: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let ended = tokio::spawn(change).await;
+    ended.unwrap_or_else(|e| {
+        let why = format!("the call's task: {e}");
+        Err(Error::new(ErrorKind::Broken, why))
+    })
 }
 
 fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
@@ -137,17 +159,18 @@ impl<O: NodeOps> Node for Service<O> {
         &self,
         r: Request<v1::CreateVolumeRequest>,
     ) -> Result<Response<VolumeReport>, Status> {
-        answer(self.create(r.into_inner()).await)
+        let (turn, new) = taken(r, Self::new_volume)?;
+        let ops = Arc::clone(&self.ops);
+        answer(whole(async move { ops.create(turn, new).await }).await)
     }
 
     async fn delete_volume(
         &self,
         r: Request<v1::DeleteVolumeRequest>,
     ) -> Result<Response<v1::DeleteVolumeResponse>, Status> {
-        let r = r.into_inner();
-        let names = r.name.parse().and_then(|name| Ok((name, r.id.parse()?)));
-        let (name, id) = names.map_err(|e| to_status(&e))?;
-        let existed = self.ops.delete(name, id).await;
+        let (turn, (name, id)) = taken(r, |r| Ok((r.name.parse()?, r.id.parse()?)))?;
+        let ops = Arc::clone(&self.ops);
+        let existed = whole(async move { ops.delete(turn, name, id).await }).await;
         answer(existed.map(|existed| v1::DeleteVolumeResponse { existed }))
     }
 
@@ -155,17 +178,19 @@ impl<O: NodeOps> Node for Service<O> {
         &self,
         r: Request<v1::ResizeVolumeRequest>,
     ) -> Result<Response<VolumeReport>, Status> {
-        let r = r.into_inner();
-        let name = r.name.parse().map_err(|e| to_status(&e))?;
-        let id = r.id.parse().map_err(|e| to_status(&e))?;
-        answer(self.ops.resize(name, id, r.size_bytes).await)
+        let (turn, (name, id, size)) =
+            taken(r, |r| Ok((r.name.parse()?, r.id.parse()?, r.size_bytes)))?;
+        let ops = Arc::clone(&self.ops);
+        answer(whole(async move { ops.resize(turn, name, id, size).await }).await)
     }
 
     async fn start_replica(
         &self,
         r: Request<v1::StartReplicaRequest>,
     ) -> Result<Response<v1::StartReplicaResponse>, Status> {
-        let started = self.start(r.into_inner()).await;
+        let (turn, new) = taken(r, Self::new_replica)?;
+        let ops = Arc::clone(&self.ops);
+        let started = whole(async move { ops.start_replica(turn, new).await }).await;
         answer(started.map(|()| v1::StartReplicaResponse {}))
     }
 
@@ -173,10 +198,9 @@ impl<O: NodeOps> Node for Service<O> {
         &self,
         r: Request<v1::StopReplicaRequest>,
     ) -> Result<Response<v1::StopReplicaResponse>, Status> {
-        let r = r.into_inner();
-        let names = r.volume.parse().and_then(|v| Ok((v, r.node.parse()?)));
-        let (volume, node) = names.map_err(|e| to_status(&e))?;
-        let existed = self.ops.stop_replica(volume, node).await;
+        let (turn, (volume, node)) = taken(r, |r| Ok((r.volume.parse()?, r.node.parse()?)))?;
+        let ops = Arc::clone(&self.ops);
+        let existed = whole(async move { ops.stop_replica(turn, volume, node).await }).await;
         answer(existed.map(|existed| v1::StopReplicaResponse { existed }))
     }
 
@@ -184,18 +208,18 @@ impl<O: NodeOps> Node for Service<O> {
         &self,
         r: Request<v1::TakeOverRequest>,
     ) -> Result<Response<VolumeReport>, Status> {
-        let r = r.into_inner();
-        let taken = TakeOver::of(&r.volume, &r.id, r.generation).map_err(|e| to_status(&e))?;
-        answer(self.ops.take_over(taken).await)
+        let (turn, take) = taken(r, |r| TakeOver::of(&r.volume, &r.id, r.generation))?;
+        let ops = Arc::clone(&self.ops);
+        answer(whole(async move { ops.take_over(turn, take).await }).await)
     }
 
     async fn depose(
         &self,
         r: Request<v1::DeposeRequest>,
     ) -> Result<Response<v1::DeposeResponse>, Status> {
-        let r = r.into_inner();
-        let deposed = TakeOver::of(&r.volume, &r.id, r.generation).map_err(|e| to_status(&e))?;
-        let done = self.ops.depose(deposed).await;
+        let (turn, deposed) = taken(r, |r| TakeOver::of(&r.volume, &r.id, r.generation))?;
+        let ops = Arc::clone(&self.ops);
+        let done = whole(async move { ops.depose(turn, deposed).await }).await;
         answer(done.map(|()| v1::DeposeResponse {}))
     }
 
@@ -203,12 +227,12 @@ impl<O: NodeOps> Node for Service<O> {
         &self,
         r: Request<v1::CutoverRequest>,
     ) -> Result<Response<Self::CutoverStream>, Status> {
-        let handover = Self::handover(&r.into_inner()).map_err(|e| to_status(&e))?;
+        let (turn, handover) = taken(r, |r| Self::handover(&r))?;
         let (progress, mut reports) = mpsc::channel(PROGRESS_BACKLOG);
         let (to, stream) = mpsc::channel(PROGRESS_BACKLOG);
         let ops = Arc::clone(&self.ops);
         // In a task of its own: past the relinquish record it must end although the caller left.
-        let driven = tokio::spawn(async move { ops.cutover(handover, progress).await });
+        let driven = tokio::spawn(async move { ops.cutover(turn, handover, progress).await });
         tokio::spawn(async move {
             let mut listening = true;
             while let Some(report) = reports.recv().await {

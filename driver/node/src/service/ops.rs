@@ -1,5 +1,6 @@
 //! What a node can do, as the service needs it: the seam between gRPC and the daemon.
 
+use super::Turn;
 use block::{Error, ErrorKind, Generation, NodeName, Result, VolumeId, VolumeName};
 use proto::v1::{CutoverProgress, NodeMetrics, VolumeReport, WriteTrail};
 use std::net::SocketAddr;
@@ -84,7 +85,8 @@ pub struct TakeOver {
 }
 
 /// What the controller may ask of a node. Every call may be repeated, and a repetition answers as
-/// the first did: the caller may have died before it had the answer.
+/// the first did: the caller may have died before it had the answer. One that changes something has a
+/// [`Turn`], and is refused if a later one about its volume was here before; who calls by hand has none.
 pub trait NodeOps: Send + Sync + 'static {
     /// Every volume as it stands.
     fn report(&self) -> impl Future<Output = Vec<VolumeReport>> + Send;
@@ -100,26 +102,41 @@ pub trait NodeOps: Send + Sync + 'static {
 
     /// Make or adopt a volume. If it exists with the same identity, that is the answer; with another
     /// one, `Exists`.
-    fn create(&self, new: NewVolume) -> impl Future<Output = Result<VolumeReport>> + Send;
+    fn create(
+        &self,
+        turn: Option<Turn>,
+        new: NewVolume,
+    ) -> impl Future<Output = Result<VolumeReport>> + Send;
 
     /// Delete a volume with this identity; an adopted image stays. False if there is none.
-    fn delete(&self, name: VolumeName, id: VolumeId) -> impl Future<Output = Result<bool>> + Send;
+    fn delete(
+        &self,
+        turn: Option<Turn>,
+        name: VolumeName,
+        id: VolumeId,
+    ) -> impl Future<Output = Result<bool>> + Send;
 
     /// Grow a volume with this identity; one that has as many bytes, or more, stays as it is. Its guests'
     /// connections end, and those that come have the new size.
     fn resize(
         &self,
+        turn: Option<Turn>,
         name: VolumeName,
         id: VolumeId,
         size_bytes: u64,
     ) -> impl Future<Output = Result<VolumeReport>> + Send;
 
     /// Replicate to a standby from now on, over restarts too.
-    fn start_replica(&self, new: NewReplica) -> impl Future<Output = Result<()>> + Send;
+    fn start_replica(
+        &self,
+        turn: Option<Turn>,
+        new: NewReplica,
+    ) -> impl Future<Output = Result<()>> + Send;
 
     /// Forget a replica. False if there was none.
     fn stop_replica(
         &self,
+        turn: Option<Turn>,
         volume: VolumeName,
         node: NodeName,
     ) -> impl Future<Output = Result<bool>> + Send;
@@ -128,16 +145,25 @@ pub trait NodeOps: Send + Sync + 'static {
     /// goes on when nobody listens to the reports any more.
     fn cutover(
         &self,
+        turn: Option<Turn>,
         handover: Handover,
         progress: mpsc::Sender<CutoverProgress>,
     ) -> impl Future<Output = Result<()>> + Send;
 
     /// Own a volume of which this node has a consistent copy, without its owner's consent.
-    fn take_over(&self, taken: TakeOver) -> impl Future<Output = Result<VolumeReport>> + Send;
+    fn take_over(
+        &self,
+        turn: Option<Turn>,
+        taken: TakeOver,
+    ) -> impl Future<Output = Result<VolumeReport>> + Send;
 
     /// Serve a volume no longer: another node took it over in this generation. Its guests' connections
     /// are closed. A volume that is not here is no error.
-    fn depose(&self, deposed: TakeOver) -> impl Future<Output = Result<()>> + Send;
+    fn depose(
+        &self,
+        turn: Option<Turn>,
+        deposed: TakeOver,
+    ) -> impl Future<Output = Result<()>> + Send;
 }
 
 /// Parse an ADDR:PORT of a request.

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Server};
 use tonic::{Code, Request, Response, Status};
@@ -22,6 +23,8 @@ struct Scribe {
     cutover_ended: Arc<Notify>,
     changed: Arc<Notify>,
     left: Arc<AtomicBool>,
+    deletes: Notify,
+    deleted: Notify,
 }
 
 impl Scribe {
@@ -46,30 +49,45 @@ impl NodeOps for Scribe {
     fn trails(&self) -> Vec<v1::WriteTrail> {
         Vec::new()
     }
-    async fn create(&self, new: NewVolume) -> Result<VolumeReport> {
+    async fn create(&self, _: Option<Turn>, new: NewVolume) -> Result<VolumeReport> {
         self.write(format!("{new:?}"));
         Ok(VolumeReport {
             name: new.name.to_string(),
             ..Default::default()
         })
     }
-    async fn delete(&self, _: VolumeName, _: VolumeId) -> Result<bool> {
+    async fn delete(&self, turn: Option<Turn>, _: VolumeName, _: VolumeId) -> Result<bool> {
+        self.write(format!("delete {turn:?}"));
+        self.deletes.notified().await;
+        self.write("deleted".into());
+        self.deleted.notify_one();
         Ok(false)
     }
-    async fn resize(&self, name: VolumeName, _: VolumeId, _: u64) -> Result<VolumeReport> {
+    async fn resize(
+        &self,
+        _: Option<Turn>,
+        name: VolumeName,
+        _: VolumeId,
+        _: u64,
+    ) -> Result<VolumeReport> {
         Err(Error::new(
             ErrorKind::NoSpace,
             format!("resize {name}: the disk is full"),
         ))
     }
-    async fn start_replica(&self, new: NewReplica) -> Result<()> {
+    async fn start_replica(&self, _: Option<Turn>, new: NewReplica) -> Result<()> {
         self.write(format!("{new:?}"));
         Ok(())
     }
-    async fn stop_replica(&self, _: VolumeName, _: NodeName) -> Result<bool> {
+    async fn stop_replica(&self, _: Option<Turn>, _: VolumeName, _: NodeName) -> Result<bool> {
         Ok(true)
     }
-    async fn cutover(&self, _: Handover, progress: mpsc::Sender<CutoverProgress>) -> Result<()> {
+    async fn cutover(
+        &self,
+        _: Option<Turn>,
+        _: Handover,
+        progress: mpsc::Sender<CutoverProgress>,
+    ) -> Result<()> {
         let phase = |p: CutoverPhase| CutoverProgress {
             phase: p.into(),
             ..Default::default()
@@ -82,11 +100,11 @@ impl NodeOps for Scribe {
         self.cutover_ended.notify_one();
         Ok(())
     }
-    async fn take_over(&self, taken: TakeOver) -> Result<VolumeReport> {
-        self.write(format!("{taken:?}"));
+    async fn take_over(&self, turn: Option<Turn>, taken: TakeOver) -> Result<VolumeReport> {
+        self.write(format!("{taken:?} {turn:?}"));
         Ok(VolumeReport::default())
     }
-    async fn depose(&self, deposed: TakeOver) -> Result<()> {
+    async fn depose(&self, _: Option<Turn>, deposed: TakeOver) -> Result<()> {
         self.write(format!("depose {deposed:?}"));
         Ok(())
     }
@@ -197,9 +215,43 @@ async fn a_cutover_ends_although_nobody_listens_any_more() {
         .expect("it was cut short");
 }
 
+/// A controller was killed while it had a volume deleted. Its connection ended, and with that the call, where
+/// it stood: the volume was no longer known and its image was still there, so that the next controller was told
+/// that nothing was left to delete.
+#[tokio::test]
+async fn a_change_ends_although_its_caller_has_left() {
+    let ops = Arc::new(Scribe::default());
+    let mut client = node(ops.clone()).await;
+    let mut request = Request::new(v1::DeleteVolumeRequest {
+        name: "v".into(),
+        id: VolumeId([9; 16]).to_string(),
+        ..Default::default()
+    });
+    request.metadata_mut().insert(TURN, "3/17".parse().unwrap());
+    let call = tokio::spawn(async move { client.delete_volume(request).await });
+    while ops.asked.lock().unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let turn = Some(Turn {
+        life: 3,
+        number: 17,
+    });
+    assert_eq!(*ops.asked.lock().unwrap(), [format!("delete {turn:?}")]);
+    call.abort();
+    assert!(call.await.unwrap_err().is_cancelled());
+    // Time for the server to hear of it; the test holds whether it has or not.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    ops.deletes.notify_one();
+    tokio::time::timeout(Duration::from_secs(10), ops.deleted.notified())
+        .await
+        .expect("it was cut short");
+}
+
 /// A controller that forgot the node (its store was lost) and went away in between.
 #[derive(Default)]
 struct Forgetful {
+    /// Milliseconds from one heartbeat to the next; zero is a hundred.
+    every: u64,
     registered: AtomicUsize,
     beats: AtomicUsize,
 }
@@ -211,7 +263,8 @@ impl Registry for Forgetful {
         _: Request<v1::RegisterRequest>,
     ) -> std::result::Result<Response<v1::RegisterResponse>, Status> {
         self.registered.fetch_add(1, Ordering::SeqCst);
-        Ok(Response::new(v1::RegisterResponse { heartbeat_ms: 100 }))
+        let heartbeat_ms = if self.every > 0 { self.every } else { 100 };
+        Ok(Response::new(v1::RegisterResponse { heartbeat_ms }))
     }
     async fn heartbeat(
         &self,
@@ -226,34 +279,55 @@ impl Registry for Forgetful {
     }
 }
 
+impl Forgetful {
+    async fn serve(every: u64, ops: Arc<Scribe>) -> (Arc<Forgetful>, JoinHandle<()>) {
+        let (incoming, address) = listener().await;
+        let registry = Arc::new(Forgetful {
+            every,
+            ..Forgetful::default()
+        });
+        let me = v1::RegisterRequest {
+            name: "n1".into(),
+            ..Default::default()
+        };
+        let node = tokio::spawn(keep_registered(address.to_string(), me, ops));
+        let service = RegistryServer::from_arc(registry.clone());
+        tokio::spawn(
+            Server::builder()
+                .add_service(service)
+                .serve_with_incoming(incoming),
+        );
+        (registry, node)
+    }
+
+    /// Wait until a node has registered and sent heartbeats so many times.
+    async fn heard(&self, registered: usize, beats: usize) {
+        let heard = async {
+            while self.registered.load(Ordering::SeqCst) < registered
+                || self.beats.load(Ordering::SeqCst) < beats
+            {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let heard = tokio::time::timeout(Duration::from_secs(20), heard);
+        heard.await.expect("no heartbeat");
+    }
+}
+
 #[tokio::test]
 async fn a_node_that_the_controller_forgot_registers_again() {
-    let (incoming, address) = listener().await;
-    let registry = Arc::new(Forgetful::default());
-    let me = v1::RegisterRequest {
-        name: "n1".into(),
-        ..Default::default()
-    };
-    let node = tokio::spawn(keep_registered(
-        address.to_string(),
-        me,
-        Arc::new(Scribe::default()),
-    ));
-    let service = RegistryServer::from_arc(registry.clone());
-    tokio::spawn(
-        Server::builder()
-            .add_service(service)
-            .serve_with_incoming(incoming),
-    );
-    let again = async {
-        while registry.registered.load(Ordering::SeqCst) < 2
-            || registry.beats.load(Ordering::SeqCst) < 3
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), again)
-        .await
-        .unwrap();
+    let (registry, node) = Forgetful::serve(0, Arc::default()).await;
+    registry.heard(2, 3).await;
+    node.abort();
+}
+
+/// A replica was ready, and for the rest of a second nobody knew: a cutover that was asked for then was refused.
+#[tokio::test]
+async fn what_has_changed_is_told_before_the_next_heartbeat_is_due() {
+    let ops = Arc::new(Scribe::default());
+    let (registry, node) = Forgetful::serve(3_600_000, ops.clone()).await;
+    registry.heard(1, 1).await;
+    ops.changed.notify_one();
+    registry.heard(1, 2).await;
     node.abort();
 }

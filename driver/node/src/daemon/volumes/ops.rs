@@ -3,7 +3,9 @@
 use super::super::directory;
 use super::super::peers::{HandoverRecord, ReplicaRecord};
 use super::{INTERVAL, Slot, Volumes};
-use crate::service::{Consistency, Handover, NewReplica, NewVolume, NodeOps, SeedOrder, TakeOver};
+use crate::service::{
+    Consistency, Handover, NewReplica, NewVolume, NodeOps, SeedOrder, TakeOver, Turn,
+};
 use block::{Error, ErrorKind, NodeName, Result, VolumeId, VolumeName};
 use proto::v1::{CutoverPhase, CutoverProgress, NodeMetrics, VolumeReport, WriteTrail};
 use std::time::Duration;
@@ -45,9 +47,9 @@ impl NodeOps for Volumes {
             .collect()
     }
 
-    async fn create(&self, new: NewVolume) -> Result<VolumeReport> {
-        let _one = self.changing.lock().await;
+    async fn create(&self, turn: Option<Turn>, new: NewVolume) -> Result<VolumeReport> {
         let name = new.name.clone();
+        let _one = self.turn(&name, turn).await?;
         match self.slot(&name) {
             Some(Slot::Open(h)) if h.id == new.id => {}
             Some(_) => {
@@ -70,14 +72,19 @@ impl NodeOps for Volumes {
         }
     }
 
-    async fn delete(&self, name: VolumeName, id: VolumeId) -> Result<bool> {
-        let _one = self.changing.lock().await;
+    async fn delete(&self, turn: Option<Turn>, name: VolumeName, id: VolumeId) -> Result<bool> {
+        let _one = self.turn(&name, turn).await?;
         match self.slot(&name) {
             Some(Slot::Open(h)) if h.id == id => {
                 self.write().remove(&name);
-                self.close_one(h).await?;
-                directory::delete(&self.data, &name)?;
-                Ok(true)
+                let deleted = match self.close_one(h).await {
+                    Ok(()) => directory::delete(&self.data, &name),
+                    Err(e) => Err(e),
+                };
+                if let Err(e) = &deleted {
+                    self.write().insert(name, Slot::Broken(e.to_string()));
+                }
+                deleted.map(|()| true)
             }
             Some(Slot::Broken(why)) => Err(Error::new(
                 ErrorKind::Corrupt,
@@ -94,17 +101,18 @@ impl NodeOps for Volumes {
 
     async fn resize(
         &self,
+        turn: Option<Turn>,
         name: VolumeName,
         id: VolumeId,
         size_bytes: u64,
     ) -> Result<VolumeReport> {
-        self.grow(name, id, size_bytes).await
+        self.grow(turn, name, id, size_bytes).await
     }
 
-    async fn start_replica(&self, new: NewReplica) -> Result<()> {
+    async fn start_replica(&self, turn: Option<Turn>, new: NewReplica) -> Result<()> {
         let asked = format!("replicate {} to {}", new.volume, new.node);
-        let _one = self.changing.lock().await;
-        let hosted = self.hosted(&asked, &new.volume)?;
+        let _one = self.turn(&new.volume, turn).await?;
+        let hosted = self.hosted(&asked, &new.volume, None)?;
         if !hosted.handle.call(|v, _| v.role()).await?.is_owner() {
             return Err(Error::new(
                 ErrorKind::NotOwner,
@@ -137,9 +145,14 @@ impl NodeOps for Volumes {
             .map(|_| ())
     }
 
-    async fn stop_replica(&self, volume: VolumeName, node: NodeName) -> Result<bool> {
-        let _one = self.changing.lock().await;
-        let Ok(hosted) = self.hosted("stop a replica", &volume) else {
+    async fn stop_replica(
+        &self,
+        turn: Option<Turn>,
+        volume: VolumeName,
+        node: NodeName,
+    ) -> Result<bool> {
+        let _one = self.turn(&volume, turn).await?;
+        let Ok(hosted) = self.hosted("stop a replica", &volume, None) else {
             return Ok(false);
         };
         let running = hosted.replicas().remove(&node);
@@ -153,13 +166,14 @@ impl NodeOps for Volumes {
 
     async fn cutover(
         &self,
+        turn: Option<Turn>,
         handover: Handover,
         progress: mpsc::Sender<CutoverProgress>,
     ) -> Result<()> {
         let asked = format!("hand {} over to {}", handover.volume, handover.to);
         let (kept, next, hosted) = {
-            let _one = self.changing.lock().await;
-            let hosted = self.hosted(&asked, &handover.volume)?;
+            let _one = self.turn(&handover.volume, turn).await?;
+            let hosted = self.hosted(&asked, &handover.volume, None)?;
             let record = HandoverRecord {
                 to: handover.to.to_string(),
                 replication: handover.replication_address,
@@ -228,11 +242,11 @@ impl NodeOps for Volumes {
         Ok(())
     }
 
-    async fn take_over(&self, taken: TakeOver) -> Result<VolumeReport> {
-        self.take_over_volume(taken).await
+    async fn take_over(&self, turn: Option<Turn>, taken: TakeOver) -> Result<VolumeReport> {
+        self.take_over_volume(turn, taken).await
     }
 
-    async fn depose(&self, deposed: TakeOver) -> Result<()> {
-        self.depose_volume(deposed).await
+    async fn depose(&self, turn: Option<Turn>, deposed: TakeOver) -> Result<()> {
+        self.depose_volume(turn, deposed).await
     }
 }
