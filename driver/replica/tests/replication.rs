@@ -12,7 +12,8 @@ use std::time::Duration;
 use world::disk::{MemDisk, forever};
 use world::link::Fault;
 use world::node::{
-    CLEAN, MIB, Node, assert_consistent, assert_same, connection, fill, sender, sender_with,
+    CLEAN, MIB, Node, assert_consistent, assert_same, catch_up, caught_up, connection, fill,
+    sender, sender_with,
 };
 use world::volume::MemVolume;
 use world::{Dice, Hand, pause, run};
@@ -81,10 +82,8 @@ fn broken_again_and_again(fault: fn(u64) -> Fault, order: &[u32]) {
             connections += 1;
             assert!(connections < 40, "no progress");
             let faults = (fault(3 * MIB), Fault::None);
-            let (result, end, bytes) = connection(&dice, &sender, &receiver, faults, async |s| {
-                s.catch_up().await
-            })
-            .await;
+            let (result, end, bytes) =
+                connection(&dice, &sender, &receiver, faults, catch_up).await;
             sent += bytes;
             if result.is_ok() {
                 break;
@@ -127,11 +126,7 @@ fn an_increment_that_breaks_anywhere_leaves_a_point_in_time() {
         let node = Node::new(size, &dice);
         let receiver = node.open().await.unwrap();
         let sender = sender(&volume);
-        let catch_up = async |s: &world::node::TestSession<'_>| s.catch_up().await;
-        connection(&dice, &sender, &receiver, CLEAN, catch_up)
-            .await
-            .0
-            .unwrap();
+        caught_up(&dice, &sender, &receiver).await;
         for round in 0..120u64 {
             for _ in 0..10 {
                 let noise: Vec<u8> = (0..8192).map(|_| dice.roll(256) as u8).collect();
@@ -146,9 +141,7 @@ fn an_increment_that_breaks_anywhere_leaves_a_point_in_time() {
             let broken = connection(&dice, &sender, &receiver, faults, catch_up).await;
             assert_consistent(&node, &receiver, &volume);
             if round % 8 == 7 {
-                let (result, _, sent) =
-                    connection(&dice, &sender, &receiver, CLEAN, catch_up).await;
-                result.unwrap();
+                let (_, _, sent) = caught_up(&dice, &sender, &receiver).await;
                 assert_consistent(&node, &receiver, &volume);
                 assert!(sent < MIB, "round {round} sent {sent} after {:?}", broken.1);
             }
@@ -166,12 +159,8 @@ fn a_receiver_that_loses_power_anywhere_recovers_a_point_in_time() {
         run(async {
             let node = Node::new(size, &dice);
             let sender = sender(&volume);
-            let catch_up = async |s: &world::node::TestSession<'_>| s.catch_up().await;
             let receiver = node.open().await.unwrap();
-            connection(&dice, &sender, &receiver, CLEAN, catch_up)
-                .await
-                .0
-                .unwrap();
+            caught_up(&dice, &sender, &receiver).await;
             for steps in 0..40 {
                 for i in 0..6 {
                     volume.write(dice.roll(500) * 4096, &[steps as u8 + i; 6 * 512]);
@@ -186,9 +175,7 @@ fn a_receiver_that_loses_power_anywhere_recovers_a_point_in_time() {
                 node.power_cut();
                 let receiver = node.open().await.unwrap();
                 assert_consistent(&node, &receiver, &volume);
-                let (result, _, sent) =
-                    connection(&dice, &sender, &receiver, CLEAN, catch_up).await;
-                result.unwrap();
+                let (_, _, sent) = caught_up(&dice, &sender, &receiver).await;
                 assert_consistent(&node, &receiver, &volume);
                 assert!(sent < MIB / 4, "{sent} bytes after a crash at step {steps}");
             }
@@ -208,12 +195,7 @@ fn content_goes_on_arriving_while_a_watermark_is_made_durable() {
         node.image.slow_sync(500);
         let sender = sender(&volume);
         let receiver = node.open().await.unwrap();
-        connection(&dice, &sender, &receiver, CLEAN, async |s| {
-            s.catch_up().await
-        })
-        .await
-        .0
-        .unwrap();
+        caught_up(&dice, &sender, &receiver).await;
         assert_consistent(&node, &receiver, &volume);
         assert!(node.image.written_while_syncing() > 2 * MIB);
     });
@@ -266,10 +248,7 @@ fn a_seeding_survives_power_loss_at_the_receiver() {
                 last = watermark;
             }
             node.power.set(steps);
-            let (result, ..) = connection(&dice, &sender, &receiver, CLEAN, async |s| {
-                s.catch_up().await
-            })
-            .await;
+            let (result, ..) = connection(&dice, &sender, &receiver, CLEAN, catch_up).await;
             if steps == u64::MAX {
                 result.unwrap();
                 assert_consistent(&node, &receiver, &volume);
@@ -290,11 +269,7 @@ fn a_source_that_crashed_compares_and_sends_only_what_differs() {
         let node = Node::new(size, &dice);
         let receiver = node.open().await.unwrap();
         let first = sender(&volume);
-        let catch_up = async |s: &world::node::TestSession<'_>| s.catch_up().await;
-        connection(&dice, &first, &receiver, CLEAN, catch_up)
-            .await
-            .0
-            .unwrap();
+        caught_up(&dice, &first, &receiver).await;
         for i in 0..20 {
             let noise: Vec<u8> = (0..4096).map(|_| dice.roll(256) as u8).collect();
             volume.write(i * 70 * 4096, &noise);
@@ -308,8 +283,7 @@ fn a_source_that_crashed_compares_and_sends_only_what_differs() {
         );
         volume.crash();
         let again = sender(&volume);
-        let (result, _, sent) = connection(&dice, &again, &receiver, CLEAN, catch_up).await;
-        let (seeding, increment) = result.unwrap();
+        let (seeding, increment, sent) = caught_up(&dice, &again, &receiver).await;
         assert!(seeding.is_none(), "a crash must not seed again");
         assert!(increment.dirty >= 8 * MIB, "whole areas are suspect");
         assert!(sent < 20 * 4096 + 100_000, "{sent} bytes were sent");
@@ -331,11 +305,7 @@ fn an_old_copy_is_compared_and_only_its_differences_sent() {
         node.image.poke(size - 4096, &[0xdd; 4096]);
         let receiver = node.open().await.unwrap();
         let sender = sender(&volume);
-        let (result, _, sent) = connection(&dice, &sender, &receiver, CLEAN, async |s| {
-            s.catch_up().await
-        })
-        .await;
-        result.unwrap();
+        let (_, _, sent) = caught_up(&dice, &sender, &receiver).await;
         assert_consistent(&node, &receiver, &volume);
         assert!(sent < 400_000, "{sent} bytes for 100 KiB of differences");
     });
@@ -352,11 +322,7 @@ fn a_lost_acknowledgement_costs_nothing() {
         let node = Node::new(size, &dice);
         let receiver = node.open().await.unwrap();
         let sender = sender(&volume);
-        let catch_up = async |s: &world::node::TestSession<'_>| s.catch_up().await;
-        connection(&dice, &sender, &receiver, CLEAN, catch_up)
-            .await
-            .0
-            .unwrap();
+        caught_up(&dice, &sender, &receiver).await;
         let noise: Vec<u8> = (0..MIB).map(|_| dice.roll(256) as u8).collect();
         volume.write(MIB, &noise);
         // The hello comes back whole, the acknowledgement does not.
@@ -370,8 +336,7 @@ fn a_lost_acknowledgement_costs_nothing() {
         );
         assert!(receiver.record().epoch > before, "the epoch had arrived");
         assert_eq!(volume.cursor(), Some(before));
-        let (result, _, sent) = connection(&dice, &sender, &receiver, CLEAN, catch_up).await;
-        result.unwrap();
+        let (_, _, sent) = caught_up(&dice, &sender, &receiver).await;
         assert!(sent < 10_000, "{sent} bytes were sent again");
         assert_consistent(&node, &receiver, &volume);
     });
@@ -386,13 +351,9 @@ fn a_lower_generation_is_refused() {
     run(async {
         let node = Node::new(size, &dice);
         let sender = sender(&volume);
-        let catch_up = async |s: &world::node::TestSession<'_>| s.catch_up().await;
         volume.s.generation.set(Generation(5));
         let receiver = node.open().await.unwrap();
-        connection(&dice, &sender, &receiver, CLEAN, catch_up)
-            .await
-            .0
-            .unwrap();
+        caught_up(&dice, &sender, &receiver).await;
         let before = node.image.content();
         volume.s.generation.set(Generation(4));
         volume.write(0, &[9; 4096]);
@@ -455,9 +416,7 @@ fn an_epoch_that_is_overrun_after_it_was_sent_is_sent_again() {
         let node = Node::new(size, &dice);
         let receiver = node.open().await.unwrap();
         let sender = sender(&volume);
-        let catch_up = async |s: &world::node::TestSession<'_>| s.catch_up().await;
-        let first = connection(&dice, &sender, &receiver, CLEAN, catch_up).await;
-        first.0.unwrap();
+        caught_up(&dice, &sender, &receiver).await;
         for lost in [false, true] {
             volume.write(MIB, &[7; 8192]);
             volume.s.forgotten.set(true);
@@ -469,8 +428,7 @@ fn an_epoch_that_is_overrun_after_it_was_sent_is_sent_again() {
             };
             let before = receiver.record().epoch;
             let _ = connection(&dice, &sender, &receiver, faults, catch_up).await;
-            let (result, ..) = connection(&dice, &sender, &receiver, CLEAN, catch_up).await;
-            result.unwrap();
+            caught_up(&dice, &sender, &receiver).await;
             assert!(receiver.record().epoch > before && !volume.s.forgotten.get());
             assert_consistent(&node, &receiver, &volume);
         }
@@ -487,18 +445,15 @@ fn a_rotten_record_is_not_taken_for_the_older_one() {
     run(async {
         let node = Node::new(size, &dice);
         let sender = sender(&volume);
-        let catch_up = async |s: &world::node::TestSession<'_>| s.catch_up().await;
         for slot in [0, 4096] {
             let receiver = node.open().await.unwrap();
             volume.write(MIB, &[3; 4096]);
-            let (result, ..) = connection(&dice, &sender, &receiver, CLEAN, catch_up).await;
-            result.unwrap();
+            caught_up(&dice, &sender, &receiver).await;
             let byte = node.replica.peek(slot + 20, 1)[0];
             node.replica.poke(slot + 20, &[byte ^ 1]);
             let receiver = node.open().await.unwrap();
             assert_eq!(receiver.record().state, State::Empty);
-            let (result, _, sent) = connection(&dice, &sender, &receiver, CLEAN, catch_up).await;
-            result.unwrap();
+            let (_, _, sent) = caught_up(&dice, &sender, &receiver).await;
             assert!(sent < MIB / 4, "{sent} bytes: it is compared, not copied");
             assert_consistent(&node, &receiver, &volume);
         }
@@ -523,7 +478,6 @@ fn a_receiver_that_is_silent_is_given_up_and_dialled_anew() {
             let node = Node::new(size, &dice);
             let receiver = node.open().await.unwrap();
             let sender = sender_with(&volume, Hand::hasty());
-            let catch_up = async |s: &world::node::TestSession<'_>| s.catch_up().await;
             let silent = Fault::Silent(at);
             let faults = if back {
                 (Fault::None, silent)
@@ -536,8 +490,7 @@ fn a_receiver_that_is_silent_is_given_up_and_dialled_anew() {
                 ErrorKind::Timeout,
                 "silent after {at}"
             );
-            let (result, _, _) = connection(&dice, &sender, &receiver, CLEAN, catch_up).await;
-            result.unwrap();
+            caught_up(&dice, &sender, &receiver).await;
             assert_consistent(&node, &receiver, &volume);
         });
     }

@@ -6,7 +6,9 @@ use super::volume::{MemTarget, MemVolume};
 use super::{Dice, Hand, VOLUME};
 use block::{BLOCK_BYTES, Disk, Result};
 use futures_util::future::join;
-use replica::{Files, Receiver, Sender, Session, State, Tuning, greet, staging_bytes};
+use replica::{
+    Files, Increment, Receiver, Seeding, Sender, Session, State, Tuning, greet, staging_bytes,
+};
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -98,6 +100,22 @@ pub async fn connection<R>(
 }
 
 pub const CLEAN: (Fault, Fault) = (Fault::None, Fault::None);
+
+/// The work of a connection on which the replica catches up.
+pub async fn catch_up(session: &TestSession<'_>) -> Result<(Option<Seeding>, Increment)> {
+    session.catch_up().await
+}
+
+/// A connection on which nothing fails and the replica catches up: what that came to, and the bytes sent.
+pub async fn caught_up(
+    dice: &Dice,
+    sender: &TestSender,
+    receiver: &Receiver<MemDisk, MemTarget>,
+) -> (Option<Seeding>, Increment, u64) {
+    let (result, _, sent) = connection(dice, sender, receiver, CLEAN, catch_up).await;
+    let (seeding, increment) = result.unwrap();
+    (seeding, increment, sent)
+}
 
 /// Fill parts of an image: noise, text and holes.
 pub fn fill(volume: &MemVolume, dice: &Dice) {
