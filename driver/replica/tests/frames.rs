@@ -3,7 +3,7 @@
 
 mod world;
 
-use block::{Epoch, Error, ErrorKind, Generation, Transport};
+use block::{Epoch, Error, ErrorKind, Generation, Span, Transport};
 use futures_util::future::join;
 use replica::{State, greet};
 use wire::{Encoder, Hello, Message, OLDEST_VERSION, SessionId, VERSION};
@@ -112,5 +112,38 @@ fn an_epoch_whose_frames_did_not_all_arrive_is_refused() {
             (after.epoch, after.state),
             (Epoch(has + 1), State::Consistent)
         );
+    });
+}
+
+/// A node that owns the volume tells a former owner so when it greets it. One that goes on all the same would
+/// have it seed over what the guest writes here.
+#[test]
+fn a_node_that_owns_the_volume_takes_nothing_whatever_a_source_says() {
+    run(async {
+        let dice = Dice::new(10);
+        let node = copied(&dice).await;
+        let receiver = node.open().await.unwrap();
+        let epoch = receiver.take_over(Generation(2)).await.unwrap();
+        let (record, content) = (receiver.record(), node.image.content());
+        drop(receiver);
+        let zero = Message::MirrorZero {
+            id: 1,
+            span: Span::new(0, SIZE),
+        };
+        let all = [
+            vec![Message::SeedBegin { from: 0 }],
+            vec![
+                Message::SeedBegin { from: 0 },
+                Message::SeedWatermark { offset: SIZE },
+            ],
+            vec![Message::EpochBegin { base: epoch.0 }],
+            vec![zero],
+        ];
+        for messages in &all {
+            let e = say(&node, &dice, epoch.0 + 1, messages).await;
+            assert_eq!(e.kind(), ErrorKind::Fenced, "{messages:?}: {e}");
+            assert_eq!(node.open().await.unwrap().record(), record, "{messages:?}");
+            assert_same("the volume", &node.image.content(), &content);
+        }
     });
 }
