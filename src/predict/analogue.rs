@@ -69,6 +69,8 @@ pub fn nearest(scene: &Scene<'_>, now: usize, horizon: usize, like: Likeness) ->
 /// Every so many distances are looked at to guess which are small. Prime, so that no phase of an hourly
 /// job is left out.
 const GUESS_EVERY: usize = 13;
+/// Distances that are compared at a time: most blocks have no small one in them.
+const BLOCK: usize = 16;
 
 /// The `wanted` smallest distances, in no order: their bits above their places.
 fn smallest(distances: &[f32], wanted: usize) -> Vec<u64> {
@@ -83,8 +85,14 @@ fn smallest(distances: &[f32], wanted: usize) -> Vec<u64> {
     // A distance is never negative, so its bits sort like itself.
     let key = |(place, distance): (usize, &f32)| u64::from(distance.to_bits()) << 32 | place as u64;
     let upto = |limit: f32| -> Vec<u64> {
-        let small = distances.iter().enumerate();
-        small.filter(|(_, d)| **d <= limit).map(key).collect()
+        let mut keys = Vec::with_capacity(4 * wanted);
+        for (block, some) in distances.chunks(BLOCK).enumerate() {
+            if some.iter().fold(false, |any, d| any | (*d <= limit)) {
+                let places = (BLOCK * block..).zip(some);
+                keys.extend(places.filter(|(_, d)| **d <= limit).map(key));
+            }
+        }
+        keys
     };
     let mut keys = upto(limit);
     if keys.len() < wanted {

@@ -106,16 +106,12 @@ pub fn read(text: &str, column: Option<&str>) -> Result<Histories, CsvError> {
     let value = choose(&names, stamp, owner, column)?;
 
     let mut histories = Histories::new();
+    // A machine's lines mostly follow each other: they are looked up together.
+    let mut run = ("", Vec::new());
     let last = stamp.max(value).max(owner.unwrap_or(0));
     let mut fields = vec![""; last + 1];
     for (index, line) in lines {
-        fields.fill("");
-        // As a set of characters: looking for a comma alone calls memchr and memcmp for each.
-        let found = line.split([',']).map(str::trim);
-        fields
-            .iter_mut()
-            .zip(found)
-            .for_each(|(field, found)| *field = found);
+        split(line, &mut fields);
         let number = index + 1;
         let at = seconds(fields[stamp]).ok_or_else(|| CsvError::Stamp {
             line: number,
@@ -133,12 +129,33 @@ pub fn read(text: &str, column: Option<&str>) -> Result<Histories, CsvError> {
             }
         };
         let whose = owner.map_or("", |owner| fields[owner]);
-        match histories.get_mut(whose) {
-            Some(samples) => samples.push((at, sample)),
-            None => drop(histories.insert(whose.to_owned(), vec![(at, sample)])),
+        if whose != run.0 {
+            keep(&mut histories, &mut run);
+            run.0 = whose;
         }
+        run.1.push((at, sample));
     }
+    keep(&mut histories, &mut run);
     Ok(histories)
+}
+
+/// Adds a machine's samples to those that are there.
+fn keep(histories: &mut Histories, (whose, samples): &mut (&str, Vec<Sample>)) {
+    match histories.get_mut(*whose) {
+        Some(kept) => kept.append(samples),
+        None if samples.is_empty() => {}
+        None => drop(histories.insert((*whose).to_owned(), std::mem::take(samples))),
+    }
+}
+
+/// The first fields of a line; those that it does not have are empty.
+fn split<'a>(line: &'a str, fields: &mut [&'a str]) {
+    let mut rest = line;
+    for field in fields {
+        let end = rest.bytes().position(|byte| byte == b',');
+        *field = rest[..end.unwrap_or(rest.len())].trim_ascii();
+        rest = end.map_or("", |end| &rest[end + 1..]);
+    }
 }
 
 fn is_missing(value: &str) -> bool {
