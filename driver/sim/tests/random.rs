@@ -71,7 +71,9 @@ const AT_LEAST: &[(Hit, u64)] = &[
     (Hit::TakenOver, 65),
     (Hit::TailLost, 60),
     (Hit::TakingDied, 3),
-    (Hit::CameBack, 65),
+    (Hit::CameBack, 30),
+    (Hit::CutOff, 30),
+    (Hit::Unaware, 5000),
     (Hit::Deposed, 9),
     (Hit::Fenced, 3),
 ];
