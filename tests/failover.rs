@@ -240,3 +240,48 @@ fn a_target_to_which_the_dead_owner_gave_the_volume_has_all_of_it() {
         .until("the guest goes on through its node", goes_on);
     scene.finish();
 }
+
+/// A replica's host had burnt down. Deleting the volume waited for it, for ever, and whoever tried again was told
+/// that the volume was busy. Should the host come back after all, its copy goes.
+#[test]
+fn a_volume_is_deleted_without_a_node_that_is_gone() {
+    let mut still = Still::new();
+    let there = still.fleet.volume("b", VOLUME);
+    still.fleet.kill(Who::Target);
+    let silent = || {
+        let nodes = still.fleet.run(&["node-list"]);
+        let b = nodes.as_array()?.iter().find(|n| n["name"] == "b")?;
+        (b["alive"] == false).then_some(())
+    };
+    still.fleet.until("b counts as silent", silent);
+    let delete = ["volume", "delete", VOLUME];
+    let mut waiting = still.fleet.begin(&delete);
+    let gone_from_a = || {
+        still
+            .fleet
+            .report(Who::Source, VOLUME)
+            .is_none()
+            .then_some(())
+    };
+    let logged = || {
+        let list = still.fleet.run(&["operation", "list", "--running"]);
+        (list.as_array()?.len() == 1).then_some(())
+    };
+    still.fleet.until("the deletion is logged", logged);
+    let e = still.fleet.refused(&delete);
+    assert!(e.contains("wait until it has ended"), "{e}");
+    assert_eq!(waiting.ended(), None);
+
+    still
+        .fleet
+        .run(&[&delete[..], &["--forget-unreachable"]].concat());
+    assert!(!waiting.waits(), "its place was taken");
+    still.fleet.until("a has nothing of it", gone_from_a);
+    let left = still.fleet.run(&["volume", "list"]);
+    assert_eq!(left.as_array().map(Vec::len), Some(0), "{left}");
+    assert!(there.exists());
+
+    still.fleet.restart(Who::Target);
+    let gone = || (!there.exists()).then_some(());
+    still.fleet.until("b has nothing of it", gone);
+}
