@@ -178,8 +178,11 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 }
                 continue;
             }
-            let calm = away.cause == Cause::Event
-                || planned.relief.get(&away.home) == Some(&Relief::Return);
+            let relief = planned.relief.get(&away.home);
+            let calm = match away.cause {
+                Cause::Event => !matches!(relief, Some(Relief::Leave(_))),
+                Cause::Load => relief == Some(&Relief::Return),
+            };
             if !planning.config.return_home
                 || !calm
                 || !settled

@@ -194,3 +194,84 @@ async fn a_volume_goes_only_to_a_whole_copy_on_a_node_that_answers() {
     assert_eq!(rig.cutovers().await, 1);
     assert_eq!(rig.events("plan-moves").await.len(), 1);
 }
+
+/// Maintenance was over while the node's load was above its limit: the volume came home, and left again in the
+/// next cycle because of the load.
+#[tokio::test]
+async fn a_volume_does_not_come_home_to_a_node_that_is_overloaded() {
+    let mut rig = Rig::with(288, |i| {
+        let cores = if i < 285 { 1.0 } else { 9.6 };
+        vec![
+            sample(of_node("a"), Metric::Cpu, cores),
+            sample(of_node("a"), Metric::Memory, f64::from(1 << 30)),
+        ]
+    })
+    .await;
+    rig.planning.mode = Some(Mode::Auto);
+    rig.start().await;
+    let controller = rig.controller();
+    let mut v = controller.volume_named("v").await.unwrap().unwrap();
+    v.owner = "b".parse().unwrap();
+    v.replicas.push(Replica {
+        node: "a".parse().unwrap(),
+        consistency: Consistency::Eventual,
+        rate_bytes_per_second: 0,
+    });
+    let mut t = Transaction::default();
+    put_node(&mut t, &a_node("b", "west")).unwrap();
+    put_volume(&mut t, &v.name, Some(&v)).unwrap();
+    controller.commit(t, Vec::new()).await.unwrap();
+    let away = away::Away {
+        home: "a".into(),
+        to: "b".into(),
+        cause: away::Cause::Event,
+        since: now(),
+        early: 0,
+    };
+    controller.put_away(&v.name, Some(&away)).await.unwrap();
+    let beat = |name: &str, permille| {
+        let replica = ReplicaReport {
+            node: "a".into(),
+            state: ReplicaState::Consistent.into(),
+            ..ReplicaReport::default()
+        };
+        let beat = HeartbeatRequest {
+            name: name.into(),
+            metrics: Some(NodeMetrics {
+                cpus: 8,
+                cpu_permille: permille,
+                memory_total_bytes: 8 * GIB,
+                memory_available_bytes: 6 * GIB,
+                ..NodeMetrics::default()
+            }),
+            volumes: vec![VolumeReport {
+                name: "v".into(),
+                replicas: vec![replica],
+                ..VolumeReport::default()
+            }],
+            ..HeartbeatRequest::default()
+        };
+        let presence = &rig.controller().inner.presence;
+        presence.heard(name.parse().unwrap(), beat);
+    };
+    beat("a", 1200);
+    beat("b", 100);
+    controller.cycle(None).await.unwrap();
+    assert_eq!(
+        rig.cutovers().await,
+        0,
+        "{:?}",
+        rig.events("plan-moves").await
+    );
+    // the same with a load that is calm by now
+    let kept = &controller.planning().unwrap().kept;
+    for i in 0..3 {
+        let at = (points_to_now() - i) * PERIOD;
+        let samples = vec![sample(of_node("a"), Metric::Cpu, 1.0)];
+        kept.append(at, at + PERIOD, samples).await.unwrap();
+    }
+    beat("a", 100);
+    beat("b", 100);
+    controller.cycle(None).await.unwrap();
+    assert_eq!(rig.cutovers().await, 1);
+}
