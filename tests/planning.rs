@@ -292,7 +292,7 @@ fn a_plan_that_waits_for_a_terraform_that_hangs_says_so_and_moves_nothing() {
     std::fs::write(&flag, "").unwrap();
     let hangs = format!("[ \"$1\" = apply ] && [ -f {flag:?} ] && exec sleep 600");
     let program = terraform_that(dir.path(), &hangs);
-    let Some(rig) = Rig::planning_with("auto", POLICY, &[&program, "apply_seconds = 20"]) else {
+    let Some(rig) = Rig::planning_with("auto", POLICY, &[&program, "apply_seconds = 10"]) else {
         return;
     };
     announce(&rig, 8);

@@ -244,6 +244,8 @@ nbd = "{home}:7403"
         for site, outlook in next(d["sites"] for d in plan["decisions"] if d["subject"] == "a").items():
             if "filtered" in outlook:
                 self.say(f"no choice: {site}: {outlook['filtered']['why']}")
+            elif site != kept["site"]:
+                self.say(f"worse: {site}: {outlook['possible']['score']['total']:.4f}")
         node = self.until("Terraform makes the node", lambda: self.there(kept["site"]), 90)
         made = time.time()
         self.say(f"Terraform has made {node['name']} at {kept['site']}, shape {node['shape']}")
@@ -269,7 +271,7 @@ nbd = "{home}:7403"
         self.say(f"the disk is at {node['name']}, {begins - moved:.1f} s before the maintenance; its copy lacked "
                  f"{behind >> 10} KiB; longest request of the guest {stall:.1f} ms (before that {quiet:.1f} ms)")
         self.until("the disk comes home", lambda: self.owner() == "a", 120)
-        self.say("maintenance is over and the disk is at home again")
+        self.say("the maintenance is over, so is the nightly job, and the disk is at home again")
         self.until("the idle node goes", lambda: not self.there(kept["site"]), 150)
         gone = time.time()
         self.say(f"{node['name']} was idle and is destroyed")

@@ -31,7 +31,8 @@ use super::records::Happening;
 use super::{Controller, Nodes, unix_ms};
 use crate::history::{Kept, Learned};
 use crate::planner::{
-    Action, Calendar, Commitments, Input, Mode, Plan, Policy, Prices, Relief, UnixTime, plan,
+    Action, Calendar, Commitments, Input, Mode, Plan, Policy, Prices, Relief, Trigger, UnixTime,
+    plan,
 };
 use crate::store::{Store, Transaction};
 use book::Began;
@@ -345,6 +346,10 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 d.subject, d.line
             );
             tracing::warn!("plan: {text}");
+            // load comes and goes; an announced event is what somebody has to act on
+            if !d.triggers.contains(&Trigger::Event) {
+                continue;
+            }
             happenings.push(Happening {
                 kind: "plan-stuck",
                 node: d.subject.clone(),
