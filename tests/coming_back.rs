@@ -346,12 +346,15 @@ fn assert_a_stands_by(fleet: &Fleet) {
     assert!(refused.is_err(), "a former owner serves a guest");
 }
 
-/// Its metadata is from before the cutover and its peer is dead: only the record of its copy knows.
+/// Its metadata is from before the cutover, its peer and the controller are dead: only the record of its copy
+/// knows.
 #[test]
 fn a_former_owner_whose_metadata_alone_was_put_back_knows_by_itself() {
     let mut fleet = restored(&["meta", "peers.toml"]);
+    fleet.kill(Who::Controller);
     fleet.restart(Who::Source);
     assert_a_stands_by(&fleet);
+    fleet.restart(Who::Controller);
     fleet.restart(Who::Target);
     write_blocks(&fleet, "b", 10, 5);
     add(&fleet, "a");

@@ -126,6 +126,9 @@ impl<D: Disk> Store<D> {
     /// Read the record of `volume`'s copy; a disk without one gives [`State::Empty`]. It may be from before
     /// the volume grew.
     pub(crate) async fn open(disk: D, volume: VolumeId, size: u64) -> Result<Store<D>> {
+        // A process that died before the sync of what it wrote left a record that is there to be read and
+        // not yet durable. What is done because of a record must not outlive it.
+        sync(&disk).await?;
         let mut newest: Option<(u64, Record)> = None;
         let mut before = size;
         let mut rotten = false;
@@ -214,12 +217,7 @@ impl<D: Disk> Store<D> {
         page[..size_of::<Raw>()].copy_from_slice(raw.as_bytes());
         let (result, _) = self.disk.write(sequence % 2 * PAGE as u64, page).await;
         result.map_err(|e| e.within("write the replica record"))?;
-        self.disk.sync().await.map_err(|e| {
-            Error::new(
-                ErrorKind::Poisoned,
-                format!("make the replica record durable: {e}"),
-            )
-        })?;
+        sync(&self.disk).await?;
         self.sequence.set(sequence);
         self.record.set(record);
         Ok(())
@@ -232,6 +230,16 @@ impl<D: Disk> Store<D> {
         };
         self.save(record).await
     }
+}
+
+async fn sync(disk: &impl Disk) -> Result<()> {
+    let failed = |e| {
+        Error::new(
+            ErrorKind::Poisoned,
+            format!("make the replica record durable: {e}"),
+        )
+    };
+    disk.sync().await.map_err(failed)
 }
 
 /// Record that an image is `volume` as of `epoch`, as the former owner's is after a cutover: the new

@@ -173,7 +173,11 @@ impl Disk for MemDisk {
         self.0.syncs.set(self.0.syncs.get() + 1);
         pause(self.0.sync_turns.get() + self.0.dice.roll(4)).await;
         self.0.syncs.set(self.0.syncs.get() - 1);
-        self.spend()?;
+        if let Err(e) = self.spend() {
+            // Nothing is known of them: the power may yet take them.
+            self.0.unsynced.borrow_mut().extend(pages);
+            return Err(e);
+        }
         let now = self.0.now.borrow();
         let mut durable = self.0.durable.borrow_mut();
         for page in pages {

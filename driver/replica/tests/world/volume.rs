@@ -119,8 +119,10 @@ impl MemVolume {
             if let Some(Snapshot(snap)) = &*self.s.snapshot.borrow() {
                 let wanted = snap.pending.borrow().contains(&b.0);
                 if wanted && !snap.saved.borrow().contains_key(&b.0) {
-                    let old = self.image.peek(b.offset(), BLOCK_BYTES as usize);
-                    let old: [u8; BLOCK_BYTES as usize] = old.try_into().unwrap();
+                    // The last block may be partial.
+                    let len = BLOCK_BYTES.min(self.image.size() - b.offset()) as usize;
+                    let mut old = [0; BLOCK_BYTES as usize];
+                    old[..len].copy_from_slice(&self.image.peek(b.offset(), len));
                     snap.saved.borrow_mut().insert(b.0, Arc::new(old));
                     self.s.saves.set(self.s.saves.get() + 1);
                     if self.s.overruns.get() > 0 {
