@@ -194,8 +194,11 @@ fn a_replica_that_nobody_wants_any_more_is_given_up() {
     fleet.until("it replicates to nobody", || {
         (replicas_of(&fleet, Who::Source)? == (vec![], vec![])).then_some(())
     });
-    let told = fleet.run(&["events"]);
-    assert!(told.to_string().contains("replica-dropped"), "{told}");
+    // The controller says so once it has its answer.
+    fleet.until("it is told", || {
+        let told = fleet.run(&["events"]).to_string();
+        told.contains("replica-dropped").then_some(())
+    });
     add(&fleet, "b");
     caught_up(&fleet, Who::Source);
 }

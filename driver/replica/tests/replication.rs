@@ -216,6 +216,36 @@ fn a_record_that_was_not_durable_when_the_receiver_was_killed_is_before_it_is_ac
     }
 }
 
+/// A link is cut while the disk works on what came by it, and the source is back at once with newer content of
+/// the same blocks. Nothing of the dead connection may land over that: it is waited for first.
+#[test]
+fn what_a_dead_connection_wrote_lands_before_the_next_is_served() {
+    let mut cuts = 0;
+    for seed in 0..8 {
+        let dice = Dice::new(3000 + seed);
+        let size = 4 * MIB;
+        let volume = volume(size, &dice);
+        run(async {
+            let node = Node::new(size, &dice);
+            node.image.slow_write(20_000);
+            let receiver = node.open().await.unwrap();
+            let sender = sender(&volume);
+            for cut in 1..4 {
+                let faults = (Fault::Cut(cut * 300_000), Fault::None);
+                let (result, ..) = connection(&dice, &sender, &receiver, faults, catch_up).await;
+                cuts += u64::from(result.is_err());
+                let noise: Vec<u8> = (0..size).map(|_| dice.roll(256) as u8).collect();
+                volume.write(0, &noise);
+            }
+            node.image.slow_write(0);
+            caught_up(&dice, &sender, &receiver).await;
+            pause(40_000).await;
+            assert_consistent(&node, &receiver, &volume);
+        });
+    }
+    assert!(cuts > 8, "hardly a connection was cut: {cuts}");
+}
+
 /// A watermark stopped the stream until its sync was over: on a disk with slow syncs a seeding stood
 /// still after every 64 MiB.
 #[test]

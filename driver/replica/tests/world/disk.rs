@@ -21,6 +21,8 @@ struct Inner {
     pub bytes_written: Cell<u64>,
     /// What a disk without power says.
     errno: Cell<i32>,
+    /// How long a write takes, in turns of the others, at most. It goes on when nobody waits for it.
+    write_turns: Cell<u64>,
     /// How long a sync takes, in turns of the others, at least.
     sync_turns: Cell<u64>,
     syncs: Cell<u64>,
@@ -45,6 +47,7 @@ impl MemDisk {
             power: power.clone(),
             bytes_written: Cell::new(0),
             errno: Cell::new(5),
+            write_turns: Cell::new(0),
             sync_turns: Cell::new(0),
             syncs: Cell::new(0),
             written_while_syncing: Cell::new(0),
@@ -80,6 +83,11 @@ impl MemDisk {
     /// Fail with another errno than EIO once the power is used up.
     pub fn fail_with(&self, errno: i32) {
         self.0.errno.set(errno);
+    }
+
+    /// From now on writes take up to so long, and what began lands, as on a ring, whoever was waiting for it.
+    pub fn slow_write(&self, turns: u64) {
+        self.0.write_turns.set(turns);
     }
 
     pub fn slow_sync(&self, turns: u64) {
@@ -118,6 +126,19 @@ impl MemDisk {
         }
     }
 
+    fn put(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.spend()?;
+        self.poke(offset, bytes);
+        self.0
+            .bytes_written
+            .set(self.0.bytes_written.get() + bytes.len() as u64);
+        if self.0.syncs.get() > 0 {
+            let while_syncing = &self.0.written_while_syncing;
+            while_syncing.set(while_syncing.get() + bytes.len() as u64);
+        }
+        Ok(())
+    }
+
     fn spend(&self) -> Result<()> {
         let left = self.0.power.get();
         if left == 0 {
@@ -143,19 +164,18 @@ impl Disk for MemDisk {
     }
 
     async fn write(&self, offset: u64, buf: AlignedBuf) -> (Result<()>, AlignedBuf) {
-        pause(self.0.dice.roll(4)).await;
-        if let Err(e) = self.spend() {
-            return (Err(e), buf);
+        match self.0.write_turns.get() {
+            0 => pause(self.0.dice.roll(4)).await,
+            most => {
+                let (disk, turns) = (self.clone(), self.0.dice.roll(most));
+                let landing = tokio::task::spawn_local(async move {
+                    pause(turns).await;
+                    (disk.put(offset, &buf), buf)
+                });
+                return landing.await.unwrap();
+            }
         }
-        self.poke(offset, &buf);
-        self.0
-            .bytes_written
-            .set(self.0.bytes_written.get() + buf.len() as u64);
-        if self.0.syncs.get() > 0 {
-            let while_syncing = &self.0.written_while_syncing;
-            while_syncing.set(while_syncing.get() + buf.len() as u64);
-        }
-        (Ok(()), buf)
+        (self.put(offset, &buf), buf)
     }
 
     async fn zero(&self, offset: u64, len: u64) -> Result<()> {

@@ -105,9 +105,10 @@ pub fn run<R>(future: impl Future<Output = R>) -> R {
         .enable_time()
         .build()
         .unwrap();
-    runtime.block_on(async {
+    let all = tokio::task::LocalSet::new();
+    runtime.block_on(all.run_until(async {
         tokio::time::timeout(Duration::from_secs(200), future)
             .await
             .expect("the test hangs")
-    })
+    }))
 }
