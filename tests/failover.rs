@@ -158,12 +158,17 @@ fn an_owner_that_only_slept_is_nobody_soon_after_it_wakes() {
     // It is in the sleeper's socket before that wakes.
     std::thread::sleep(Duration::from_millis(200));
     still.fleet.signal(Who::Source, Signal::SIGCONT);
+    let awake = Instant::now();
     still.is(Who::Source, VolumeRole::Standby);
     let (late, mut guest) = woken.join().unwrap();
     eprintln!("the write that the sleeper was asked: {late:?}");
     assert!(
         guest.write(0, &[7; 4096], false).is_err(),
         "its guest goes on"
+    );
+    assert!(
+        awake.elapsed() < PATIENCE / 2,
+        "its guest is left to wait for an answer"
     );
     let a = still.fleet.uri("a", VOLUME);
     assert!(Client::connect(&a, &[], PATIENCE).is_err(), "a serves it");

@@ -1,6 +1,7 @@
 //! Calls on a node's volumes, without the process around them.
 
 use super::*;
+use crate::daemon::peers::{Peers, ReplicaRecord};
 use crate::service::{Consistency, NewReplica, NodeOps};
 use std::path::Path;
 
@@ -99,4 +100,26 @@ async fn a_command_of_a_dead_controller_is_refused_also_after_a_restart() {
     assert_eq!(kept(&node).await, 0);
     node.start_replica(turn(4, 2), replica()).await.unwrap();
     assert_eq!(kept(&node).await, 1);
+}
+
+/// An owner was killed between giving its volume up and forgetting its replicas. When the volume comes back it
+/// must not replicate to them again unasked.
+#[test]
+fn a_volume_that_comes_back_finds_no_replicas_of_its_former_ownership() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut peers = Peers::default();
+    peers.set(ReplicaRecord {
+        node: "n2".to_owned(),
+        address: "127.0.0.1:1".parse().unwrap(),
+        interval_ms: 1000,
+        rate_bytes_per_second: 0,
+    });
+    peers.save(dir.path()).unwrap();
+    let heir = Heir {
+        replicas: Replicas::default(),
+        peers: Arc::new(PeersFile::of(dir.path().to_owned())),
+        offered: Arc::default(),
+    };
+    heir.taking();
+    assert_eq!(Peers::load(dir.path()).unwrap(), Peers::default());
 }
