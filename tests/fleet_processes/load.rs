@@ -71,6 +71,11 @@ impl Load {
 
     /// Ends: nothing was lost on the way. Then compares the whole disk as it is served at `uri`.
     pub fn check(self, uri: &Uri) {
+        // It may have come back at this very moment.
+        let until = Instant::now() + PATIENCE;
+        while self.verifier.ios() == 0 && !self.verifier.is_lost() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let (mut ledger, seen) = self.verifier.stop().unwrap();
         judge(&seen);
         assert!(seen.lost.is_none(), "the client lost it: {:?}", seen.lost);
