@@ -120,7 +120,11 @@ pub fn forget_cached(path: &Path) {
 impl Drop for BadDisk {
     fn drop(&mut self) {
         let mount = self.folder.path().join("mount");
-        let _ = Command::new("fusermount3").arg("-u").arg(&mount).status();
+        // Lazily: a program that is being ended may still have the image open.
+        let _ = Command::new("fusermount3")
+            .args(["-u", "-z"])
+            .arg(&mount)
+            .status();
         let _ = self.fuse.kill();
         let _ = self.fuse.wait();
     }
