@@ -57,6 +57,29 @@ impl Still {
         connect(&self.fleet.uri(node, VOLUME))
     }
 
+    fn b_counts_as_silent(&self) {
+        let silent = || {
+            let nodes = self.fleet.run(&["node-list"]);
+            let b = nodes.as_array()?.iter().find(|n| n["name"] == "b")?;
+            (b["alive"] == false).then_some(())
+        };
+        self.fleet.until("b counts as silent", silent);
+    }
+
+    /// What has begun waits for b, and whoever asks for more hears how to go on without it.
+    fn is_told_the_way_out(&self, again: &[&str], way_out: &str) {
+        let begun = || {
+            let list = self.fleet.run(&["operation", "list", "--running"]);
+            (list.as_array()?.len() == 1).then_some(())
+        };
+        self.fleet.until("it has begun", begun);
+        let told = || {
+            let e = self.fleet.refused(again);
+            e.contains(way_out).then_some(())
+        };
+        self.fleet.until("the way out is told", told);
+    }
+
     /// The replica has all.
     fn follows(&self) {
         let has_all = || {
@@ -253,12 +276,7 @@ fn a_volume_is_deleted_without_a_node_that_is_gone() {
     let mut still = Still::new();
     let there = still.fleet.volume("b", VOLUME);
     still.fleet.kill(Who::Target);
-    let silent = || {
-        let nodes = still.fleet.run(&["node-list"]);
-        let b = nodes.as_array()?.iter().find(|n| n["name"] == "b")?;
-        (b["alive"] == false).then_some(())
-    };
-    still.fleet.until("b counts as silent", silent);
+    still.b_counts_as_silent();
     let delete = ["volume", "delete", VOLUME];
     let mut waiting = still.fleet.begin(&delete);
     let gone_from_a = || {
@@ -268,13 +286,7 @@ fn a_volume_is_deleted_without_a_node_that_is_gone() {
             .is_none()
             .then_some(())
     };
-    let logged = || {
-        let list = still.fleet.run(&["operation", "list", "--running"]);
-        (list.as_array()?.len() == 1).then_some(())
-    };
-    still.fleet.until("the deletion is logged", logged);
-    let e = still.fleet.refused(&delete);
-    assert!(e.contains("wait until it has ended"), "{e}");
+    still.is_told_the_way_out(&delete, "volume delete v --forget-unreachable");
     assert_eq!(waiting.ended(), None);
 
     still
@@ -289,4 +301,39 @@ fn a_volume_is_deleted_without_a_node_that_is_gone() {
     still.fleet.restart(Who::Target);
     let gone = || (!there.exists()).then_some(());
     still.fleet.until("b has nothing of it", gone);
+}
+
+/// The same of a replica that was to be removed. When the host is back its copy goes, and it can be given another.
+#[test]
+fn a_replica_is_given_up_without_a_node_that_is_gone() {
+    let mut still = Still::new();
+    let there = still.fleet.volume("b", VOLUME);
+    still.fleet.kill(Who::Target);
+    still.b_counts_as_silent();
+    let remove = ["replica", "remove", VOLUME, "--to", "b"];
+    let mut waiting = still.fleet.begin(&remove);
+    let way_out = "replica remove v --to b --forget-unreachable";
+    still.is_told_the_way_out(&remove, way_out);
+    assert_eq!(waiting.ended(), None);
+
+    let forget = [&remove[..], &["--forget-unreachable"]].concat();
+    still.fleet.run(&forget);
+    assert!(!waiting.waits(), "its place was taken");
+    let left = still.fleet.run(&["replica", "list", VOLUME]);
+    assert_eq!(left.as_array().map(Vec::len), Some(0), "{left}");
+    assert!(there.exists());
+
+    still.fleet.restart(Who::Target);
+    let gone = || (!there.exists()).then_some(());
+    still.fleet.until("b has nothing of it", gone);
+    still.fleet.run(&[
+        "replica",
+        "add",
+        VOLUME,
+        "--to",
+        "b",
+        "--consistency",
+        "bounded=500ms",
+    ]);
+    still.follows();
 }

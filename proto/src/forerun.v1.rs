@@ -376,6 +376,9 @@ pub struct RemoveReplica {
     pub volume: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
     pub node: ::prost::alloc::string::String,
+    /// Do not wait for nodes that are silent: they are told when they come back.
+    #[prost(bool, tag = "3")]
+    pub forget_unreachable: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Cutover {
@@ -503,9 +506,9 @@ pub struct Volume {
     pub status: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "7")]
     pub replicas: ::prost::alloc::vec::Vec<Replica>,
-    /// The former owner, as long as it passes old connections on.
-    #[prost(string, tag = "8")]
-    pub forwarding_from: ::prost::alloc::string::String,
+    /// Owners before it whose copies are still there, the latest last; old connections go through them.
+    #[prost(string, repeated, tag = "8")]
+    pub former: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, optional, tag = "9")]
     pub io: ::core::option::Option<IoCounters>,
     #[prost(uint64, tag = "10")]

@@ -40,13 +40,16 @@ pub enum Verb {
         /// Of which volume
         volume: Option<String>,
     },
-    /// Give a copy up and delete it
+    /// Give a copy up and delete it; also that of a former owner
     Remove {
         /// Of which volume
         volume: String,
         /// Where
         #[arg(long, value_name = "NODE")]
         to: String,
+        /// Do not wait for a node that is silent: it deletes its copy when it comes back
+        #[arg(long)]
+        forget_unreachable: bool,
         #[command(flatten)]
         sending: Sending,
     },
@@ -204,10 +207,15 @@ pub async fn run(verb: Verb, controller: &str, out: &Out) -> Result<(), Failure>
         Verb::Remove {
             volume,
             to,
+            forget_unreachable,
             sending,
         } => {
             let done = format!("The replica of {volume} on {to} is gone.");
-            let command = Command::RemoveReplica(v1::RemoveReplica { volume, node: to });
+            let command = Command::RemoveReplica(v1::RemoveReplica {
+                volume,
+                node: to,
+                forget_unreachable,
+            });
             carry_out(controller, sending, command, out).await?;
             if !out.is_json() {
                 out.line(done);
@@ -282,12 +290,18 @@ async fn wait_until_consistent(
         if row.settled {
             progress.end();
             if !out.is_json() {
+                let how = match row.seed_bytes_total {
+                    0 => "the copy that was there was taken up".to_owned(),
+                    total => format!(
+                        "{} sent for a volume of {} in {}",
+                        bytes(row.seed_bytes_sent),
+                        bytes(total),
+                        duration(Duration::from_secs_f64(row.seed_seconds.max(0.0)))
+                    ),
+                };
                 out.line(format!(
-                    "Volume {volume} has a replica on {node}: {}, {} sent for a volume of {} in {}.",
-                    row.state,
-                    bytes(row.seed_bytes_sent),
-                    bytes(row.seed_bytes_total),
-                    duration(Duration::from_secs_f64(row.seed_seconds.max(0.0)))
+                    "Volume {volume} has a replica on {node}: {}, {how}.",
+                    row.state
                 ));
             }
             return Ok(());

@@ -79,14 +79,15 @@ struct Row {
     generation: u64,
     epoch: u64,
     status: String,
-    forwarding_from: String,
+    former: Vec<String>,
     connections: u32,
     reads: u64,
     writes: u64,
     read_bytes: u64,
     written_bytes: u64,
     io_errors: u64,
-    report_age_ms: u64,
+    /// None: its owner has said nothing of it since the controller began.
+    report_age_ms: Option<u64>,
     trouble: String,
     replicas: Vec<ReplicaRow>,
 }
@@ -106,14 +107,14 @@ impl From<v1::Volume> for Row {
             generation: v.generation,
             epoch: v.epoch,
             status: v.status,
-            forwarding_from: v.forwarding_from,
+            former: v.former,
             connections: io.connections,
             reads: io.reads,
             writes: io.writes,
             read_bytes: io.read_bytes,
             written_bytes: io.written_bytes,
             io_errors: io.errors,
-            report_age_ms: v.report_age_ms,
+            report_age_ms: Some(v.report_age_ms).filter(|age| *age != u64::MAX),
             trouble: v.trouble,
             replicas,
             name: v.name,
@@ -267,13 +268,7 @@ async fn show(volume: &str, controller: &str, out: &Out) -> Result<(), Failure> 
         fact("status", r.status.clone());
         fact("trouble", r.trouble.clone());
         fact("owner", format!("{}, generation {}", r.owner, r.generation));
-        fact(
-            "forwarding",
-            match r.forwarding_from.as_str() {
-                "" => String::new(),
-                former => format!("{former} passes its connections on"),
-            },
-        );
+        fact("former", r.former.join(", "));
         fact("epoch", r.epoch.to_string());
         fact("clients", r.connections.to_string());
         // A node that does not count them yet reports none.
@@ -285,7 +280,10 @@ async fn show(volume: &str, controller: &str, out: &Out) -> Result<(), Failure> 
         }
         fact(
             "reported",
-            format!("{} ago", duration(Duration::from_millis(r.report_age_ms))),
+            match r.report_age_ms {
+                Some(age) => format!("{} ago", duration(Duration::from_millis(age))),
+                None => "nothing yet".to_owned(),
+            },
         );
         if !r.replicas.is_empty() {
             out.line("");

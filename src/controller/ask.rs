@@ -150,6 +150,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         let remove = Command::RemoveReplica {
             volume: v.name.clone(),
             node: on.clone(),
+            forget_unreachable: false,
         };
         let generation = v.generation.to_string();
         self.ask(

@@ -62,6 +62,7 @@ pub fn command(request: Option<start_request::Command>, id: VolumeId) -> Result<
         C::RemoveReplica(c) => Command::RemoveReplica {
             volume: c.volume.parse()?,
             node: c.node.parse()?,
+            forget_unreachable: c.forget_unreachable,
         },
         C::Cutover(c) => Command::Cutover {
             volume: c.volume.parse()?,
@@ -154,7 +155,7 @@ pub fn volume(
     said: Option<(v1::VolumeReport, Duration)>,
     owner_alive: bool,
 ) -> v1::Volume {
-    let (report, age) = said.unwrap_or_default();
+    let (report, age) = said.unwrap_or((v1::VolumeReport::default(), Duration::MAX));
     let trouble = if report.trouble.is_empty() && !owner_alive {
         format!("node {} sends no heartbeats", v.owner)
     } else {
@@ -177,11 +178,7 @@ pub fn volume(
         generation: v.generation,
         status: v.status.to_string(),
         replicas: replicas.collect(),
-        forwarding_from: v
-            .forwarding_from
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default(),
+        former: v.former.iter().map(ToString::to_string).collect(),
         io: report.io,
         epoch: report.epoch,
         report_age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),

@@ -5,7 +5,8 @@
 
 use super::nodes::{Nodes, Request, call_for};
 use super::records::{
-    Happening, Read, expect_no_operation, expect_no_volume, put_left, put_operation, put_volume,
+    Happening, Read, expect_no_operation, expect_no_volume, forget_left, put_left, put_operation,
+    put_volume,
 };
 use super::{Controller, convert, unix_ms};
 use crate::fleet::{
@@ -71,10 +72,13 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             None => None,
         };
         let copies = read.as_ref().map(|r| self.said_of_copies(&r.record));
+        let mut left = self.inner.records.left().await?;
+        left.retain(|l| read.as_ref().is_some_and(|r| r.record.id == l.id));
         let view = View {
             volume: read.as_ref().map(|r| &r.record),
             nodes: &nodes,
-            running: running.as_ref().map(|r| &r.record.command),
+            running: running.as_ref().map(|r| &r.record),
+            left: &left,
             copies: copies.as_deref().unwrap_or_default(),
         };
         let plan = plan(id, command, &view)?;
@@ -97,10 +101,18 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         expect_no_operation(&mut t, id);
         put_volume(&mut t, command.volume(), Some(&plan.volume))?;
         put_operation(&mut t, &operation)?;
+        if let Command::AddReplica { node, .. } = command {
+            let wanted = left.iter().filter(|l| l.node == *node);
+            wanted.for_each(|l| forget_left(&mut t, l));
+        }
         let mut happenings = Vec::new();
         if let Some(replaced) = running.filter(|r| plan.instead_of.as_ref() == Some(&r.record.id)) {
             let mut ended = replaced.record.clone();
-            ended.error = Some(format!("{} takes its place", described(command)));
+            let why = format!("{} takes its place", described(command));
+            ended.error = Some(match ended.error.take() {
+                None => why,
+                Some(first) => format!("{first}. {why}"),
+            });
             happenings.push(end(&mut ended));
             replaced.expect(&mut t);
             put_operation(&mut t, &ended)?;
@@ -122,6 +134,23 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             let _ = self.inner.events.send(event); // nobody follows: nobody to tell
         }
         Ok(true)
+    }
+
+    /// An event that no record goes with; `node` is empty where it is about none.
+    pub(super) async fn announce(
+        &self,
+        kind: &'static str,
+        node: &str,
+        text: String,
+    ) -> Result<()> {
+        let happening = Happening {
+            kind,
+            node: node.to_owned(),
+            volume: String::new(),
+            text,
+        };
+        self.commit(Transaction::default(), vec![happening]).await?;
+        Ok(())
     }
 
     /// Carry an operation out in the background.

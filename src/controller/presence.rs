@@ -2,12 +2,11 @@
 //! nothing that must be right rests on it.
 
 use super::heat::Heat;
-use super::records::Happening;
 use super::registry::SITE;
 use super::traffic::Traffic;
 use super::{Controller, Nodes};
 use crate::fleet::{Copy, NodeView, Volume};
-use crate::store::{Store, Transaction};
+use crate::store::Store;
 use node::{NodeName, Result};
 use proto::v1::{
     self, HeartbeatRequest, IoCounters, NodeMetrics, PeerLatency, ReplicaState, VolumeReport,
@@ -175,23 +174,6 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             })
         };
         v.replicas.iter().filter_map(|r| said(&r.node)).collect()
-    }
-
-    /// Write an event that no record goes with.
-    pub(super) async fn tell(
-        &self,
-        kind: &'static str,
-        node: &NodeName,
-        text: String,
-    ) -> Result<()> {
-        let happening = Happening {
-            kind,
-            node: node.to_string(),
-            volume: String::new(),
-            text,
-        };
-        self.commit(Transaction::default(), vec![happening]).await?;
-        Ok(())
     }
 
     /// A volume's record joined with what its owner said last.

@@ -1,6 +1,6 @@
 //! What the controller does of its own accord: finish what a killed one began, notice nodes that
 //! fell silent, have owners keep the replicas that the records want, and no others, and have nodes that come
-//! back delete what is left there of deleted volumes.
+//! back delete the copies that were given up without them.
 
 use super::nodes::{self, Call, Request};
 use super::records::{Happening, forget_left};
@@ -78,12 +78,8 @@ impl<S: Store, N: Nodes> Controller<S, N> {
 
     pub(super) async fn look_over(&self) -> Result<()> {
         for name in self.inner.presence.newly_lost() {
-            self.tell(
-                "node-lost",
-                &name,
-                format!("node {name} sends no heartbeats"),
-            )
-            .await?;
+            let text = format!("node {name} sends no heartbeats");
+            self.announce("node-lost", name.as_str(), text).await?;
         }
         let nodes = self.inner.records.nodes().await?;
         self.clear_away(&nodes).await?;
@@ -132,7 +128,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         Ok(())
     }
 
-    /// Have nodes that are there delete what they have of volumes that were deleted without them.
+    /// Have nodes that are there delete the copies that were given up without them.
     async fn clear_away(&self, nodes: &[Node]) -> Result<()> {
         for left in self.inner.records.left().await? {
             let alive = self
@@ -149,14 +145,18 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 name: left.volume.to_string(),
                 id: left.id.to_string(),
             });
+            // Whoever gives the node that volume again drops the note and draws a later turn.
             let turn = self.draw();
+            if !self.inner.records.is_left(&left).await? {
+                continue;
+            }
             let call = Call { to, turn, request };
             if let Err(e) = self.inner.nodes.call(call, |_| {}).await {
                 tracing::warn!(volume = %left.volume, node = %left.node, "{e}");
                 continue; // the next round tries again
             }
             let text = format!(
-                "{} is back, without which {} was deleted; nothing is left of it there",
+                "{} is back; what it had of {} was given up meanwhile and is deleted",
                 left.node, left.volume
             );
             let happening = Happening {

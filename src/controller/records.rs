@@ -185,9 +185,14 @@ impl<S: Store> Records<S> {
         self.all("operation/").await
     }
 
-    /// Every copy that was left of a deleted volume.
+    /// Every copy that was left on a node that was silent.
     pub async fn left(&self) -> Result<Vec<Left>> {
         self.all("left/").await
+    }
+
+    /// Whether that copy is still to go.
+    pub async fn is_left(&self, left: &Left) -> Result<bool> {
+        Ok(self.store.get(&left_key(left)).await?.is_some())
     }
 
     /// Every node that ever registered, by name.
@@ -261,7 +266,7 @@ pub fn put_operation(t: &mut Transaction, o: &Operation) -> Result<()> {
     Ok(())
 }
 
-/// Note a copy that was left of a volume that is being deleted.
+/// Note a copy that is left on a node that is silent.
 pub fn put_left(t: &mut Transaction, left: &Left) -> Result<()> {
     t.write.push((left_key(left), Some(encode(left)?)));
     Ok(())

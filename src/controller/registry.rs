@@ -58,8 +58,8 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             return Ok(None);
         }
         if self.inner.presence.heard(name.clone(), beat) {
-            self.tell("node-alive", &name, format!("node {name} is there"))
-                .await?;
+            let text = format!("node {name} is there");
+            self.announce("node-alive", name.as_str(), text).await?;
             self.inner.arrival.notify_waiters();
         }
         let presence = &self.inner.presence;

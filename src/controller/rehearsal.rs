@@ -133,20 +133,12 @@ impl Rehearsal {
             put_node(&mut t, &node)?;
         }
         for i in 0..self.volumes {
+            let owner = self.nodes[i % self.nodes.len()].clone();
+            let id = VolumeId((i as u128).to_be_bytes());
             let volume = Volume {
-                name: format!("v{i}").parse()?,
-                id: VolumeId((i as u128).to_be_bytes()),
-                size_bytes: 20 << 30,
-                image_path: None,
                 status: Status::Ready,
-                owner: self.nodes[i % self.nodes.len()].clone(),
                 generation: 1,
-                replicas: Vec::new(),
-                forwarding_from: None,
-                left_on: Vec::new(),
-                operation: None,
-                taken: 0,
-                offered_to: None,
+                ..Volume::new(format!("v{i}").parse()?, id, 20 << 30, owner)
             };
             put_volume(&mut t, &volume.name, Some(&volume))?;
             if t.write.len() >= BATCH {

@@ -514,24 +514,16 @@ async fn an_id_used_for_another_command_is_refused() {
 
 #[test]
 fn an_owner_that_lost_a_replica_is_reminded_only_when_nothing_is_under_way() {
+    let (name, owner) = ("v".parse().unwrap(), "n1".parse().unwrap());
     let mut v = crate::fleet::Volume {
-        name: "v".parse().unwrap(),
-        id: node::VolumeId([1; 16]),
-        size_bytes: 4096,
-        image_path: None,
         status: crate::fleet::Status::Ready,
-        owner: "n1".parse().unwrap(),
         generation: 1,
         replicas: vec![crate::fleet::Replica {
             node: "n2".parse().unwrap(),
             consistency: Consistency::Eventual,
             rate_bytes_per_second: 0,
         }],
-        forwarding_from: None,
-        taken: 0,
-        offered_to: None,
-        left_on: vec![],
-        operation: None,
+        ..crate::fleet::Volume::new(name, node::VolumeId([1; 16]), 4096, owner)
     };
     let mut said = proto::v1::VolumeReport::default();
     said.set_role(proto::v1::VolumeRole::Owner);
@@ -662,4 +654,41 @@ async fn a_node_that_was_away_deletes_its_copy_when_it_is_back() {
     controller.look_over().await.unwrap();
     assert_eq!(held(), Vec::<String>::new());
     assert_eq!(controller.inner.records.left().await.unwrap(), []);
+}
+
+/// A replica's node is gone, and its copy is given up. When it is back it deletes that once, unless it was given
+/// the volume again before it could: then the new copy stays.
+#[tokio::test]
+async fn a_copy_that_was_given_up_goes_when_its_node_is_back_and_a_new_one_stays() {
+    let remove = Command::RemoveReplica {
+        volume: "v".parse().unwrap(),
+        node: "n2".parse().unwrap(),
+        forget_unreachable: true,
+    };
+    let back = HeartbeatRequest {
+        name: "n2".into(),
+        ..Default::default()
+    };
+    for given_again in [false, true] {
+        let mut fleet = Fleet::new().await;
+        fleet.done("make", create()).await;
+        fleet.done("copy", add("n2")).await;
+        fleet.silent = Some("n2");
+        fleet.done("op", remove.clone()).await;
+        let world = fleet.world.clone();
+        let held = || world.lock().unwrap().copies.len();
+        assert_eq!(held(), 2, "it is away");
+        fleet.silent = None;
+        if given_again {
+            fleet.done("again", add("n2")).await;
+        }
+        let controller = fleet.controller(&Guillotine::at(usize::MAX)).await;
+        controller
+            .inner
+            .presence
+            .heard("n2".parse().unwrap(), back.clone());
+        controller.look_over().await.unwrap();
+        assert_eq!(held(), 1 + usize::from(given_again));
+        assert_eq!(controller.inner.records.left().await.unwrap(), []);
+    }
 }

@@ -75,6 +75,9 @@ pub enum Command {
         /// Where.
         #[serde(with = "text")]
         node: NodeName,
+        /// Do not wait for nodes that are silent: they are told when they come back.
+        #[serde(default)]
+        forget_unreachable: bool,
     },
     /// Move ownership to the node of a replica while the guest runs.
     Cutover {

@@ -14,7 +14,7 @@
 //! cutover's target, and nobody else, that may go on: it has all that was acknowledged, and the owner, should
 //! it come back, hands it the same generation.
 
-use super::plan::{Change, Effect, Step, View, follow_steps, no_replica};
+use super::plan::{Answer, Change, Effect, Step, View, apply, follow_steps, no_replica};
 use super::{Command, OperationId, Volume};
 use node::{Error, ErrorKind, NodeName, Result, VolumeName};
 
@@ -34,15 +34,13 @@ pub struct Copy {
 /// A volume whose owner is to be replaced.
 pub(super) struct Failing {
     pub volume: Volume,
-    /// A cutover or a growth that cannot end any more.
+    /// What cannot end any more without the owner.
     pub instead_of: Option<OperationId>,
 }
 
 /// The volume, if nothing is being done to it but what its owner would have to do.
 pub(super) fn failing(asked: &str, name: &VolumeName, view: &View<'_>) -> Result<Failing> {
-    let (Some(v), Some(running @ (Command::Cutover { .. } | Command::Resize { .. }))) =
-        (view.volume, view.running)
-    else {
+    let (Some(v), Some(running)) = (view.volume, view.running) else {
         let volume = view.existing(asked, name)?;
         return Ok(Failing {
             volume,
@@ -50,9 +48,30 @@ pub(super) fn failing(asked: &str, name: &VolumeName, view: &View<'_>) -> Result
         });
     };
     let mut volume = v.clone();
-    if let Command::Cutover { to, .. } = running {
+    match &running.command {
         // Once it owns the volume, what is left of the cutover is to have the others follow.
-        volume.offered_to = Some(to.clone()).filter(|to| *to != v.owner);
+        Command::Cutover { to, .. } => {
+            volume.offered_to = Some(to.clone()).filter(|to| *to != v.owner)
+        }
+        Command::Resize { .. } => {}
+        Command::Failover { .. } => match (view.waits_for(), running.next().map(|s| &s.change)) {
+            // It may have taken the volume: whoever comes after it is a later owner.
+            (Some(by), Some(taken @ Change::Taken { .. })) => {
+                let generation = v.generation + 1;
+                let answer = Answer {
+                    generation,
+                    ..Answer::default()
+                };
+                debug_assert_eq!(taken, &Change::Taken { by: by.clone() });
+                volume = apply(taken, answer, volume)?.unwrap_or_else(|| v.clone());
+            }
+            (Some(_), _) => {}
+            (None, _) => drop(view.existing(asked, name)?),
+        },
+        // The copy is on record: it follows the new owner, and is removed when that is asked for again.
+        Command::AddReplica { node, .. } | Command::RemoveReplica { node, .. }
+            if view.waits_for() == Some(&v.owner) && v.replica_on(node).is_some() => {}
+        _ => drop(view.existing(asked, name)?),
     }
     Ok(Failing {
         instead_of: volume.operation.take(),

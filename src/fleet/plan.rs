@@ -5,7 +5,10 @@
 
 use super::deletion;
 use super::failover::{self, Copy};
-use super::{Command, Consistency, NodeView, OperationId, Progress, Replica, Status, Volume, text};
+use super::{
+    Command, Consistency, Left, NodeView, Operation, OperationId, Progress, Replica, Status,
+    Volume, text,
+};
 use node::{Error, ErrorKind, NodeName, Result, VolumeName};
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +76,23 @@ pub enum Effect {
         #[serde(with = "text")]
         by: NodeName,
     },
+}
+
+impl Effect {
+    /// Whom it is asked of.
+    #[must_use]
+    pub fn at<'a>(&'a self, v: &'a Volume) -> &'a NodeName {
+        match self {
+            Effect::CreateOwner | Effect::StopReplica { .. } | Effect::Cutover { .. } => &v.owner,
+            Effect::CreateStandby { node }
+            | Effect::Delete { node }
+            | Effect::Leave { node }
+            | Effect::Resize { node, .. }
+            | Effect::Depose { node }
+            | Effect::StartReplica { from: node, .. }
+            | Effect::TakeOver { by: node } => node,
+        }
+    }
 }
 
 /// What a finished step does to the record. The change and the count of steps done are committed in
@@ -145,7 +165,9 @@ pub struct View<'a> {
     /// Every node that ever registered.
     pub nodes: &'a [NodeView],
     /// What is being done to the volume, if anything is.
-    pub running: Option<&'a Command>,
+    pub running: Option<&'a Operation>,
+    /// Copies of it that silent nodes are to delete when they come back.
+    pub left: &'a [Left],
     /// What the nodes of its replicas say of their copies.
     pub copies: &'a [Copy],
 }
@@ -160,15 +182,46 @@ impl View<'_> {
                 ),
             )
         })?;
-        if let Some(operation) = &v.operation {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!(
-                    "{asked}: operation {operation} is still changing the volume; wait until it has ended"
-                ),
-            ));
+        match &v.operation {
+            Some(operation) => Err(self.busy(asked, v, operation)),
+            None => Ok(v.clone()),
         }
-        Ok(v.clone())
+    }
+
+    fn busy(&self, asked: &str, v: &Volume, operation: &OperationId) -> Error {
+        let verb = self.running.map_or("a command", |o| o.command.verb());
+        let begun = format!("{asked}: {verb} (operation {operation})");
+        let text = match self.waits_for() {
+            None => format!(
+                "{begun} is still changing the volume; wait until it has ended: forerun operation watch \
+                 {operation}"
+            ),
+            Some(node) => {
+                let fails_over = *node == v.owner || matches!(verb, "failover" | "cutover");
+                let way_out = if v.status != Status::Ready {
+                    format!("volume delete {} --forget-unreachable", v.name)
+                } else if fails_over {
+                    format!("failover {} --owner-is-off", v.name)
+                } else {
+                    format!("replica remove {} --to {node} --forget-unreachable", v.name)
+                };
+                format!(
+                    "{begun} waits for node {node}, which sends no heartbeats; start it. If it is gone for \
+                     good: forerun {way_out}"
+                )
+            }
+        };
+        Error::new(ErrorKind::Busy, text)
+    }
+
+    /// The silent node that what is being done to the volume waits for.
+    pub(super) fn waits_for(&self) -> Option<&NodeName> {
+        let node = self.running?.next()?.effect.at(self.volume?);
+        self.is_silent(node).then_some(node)
+    }
+
+    pub(super) fn is_silent(&self, name: &NodeName) -> bool {
+        !self.nodes.iter().any(|n| n.node.name == *name && n.alive)
     }
 
     fn absent(&self, asked: &str, name: &VolumeName) -> Result<()> {
@@ -263,16 +316,18 @@ pub fn plan(id: &OperationId, command: &Command, view: &View<'_>) -> Result<Plan
             };
             let owner = owner.node.name.clone();
             let step = create_owner(format!("make image on {owner}"));
-            (new_volume(name, *id, *size_bytes, owner, None), vec![step])
+            (
+                Volume::new(name.clone(), *id, *size_bytes, owner),
+                vec![step],
+            )
         }
         Command::Import { id, node, path, .. } => {
             view.absent(asked, name)?;
             let owner = view.taking(asked, node)?.node.name.clone();
             let step = create_owner(format!("adopt {path} on {owner}"));
-            (
-                new_volume(name, *id, 0, owner, Some(path.clone())),
-                vec![step],
-            )
+            let mut v = Volume::new(name.clone(), *id, 0, owner);
+            v.image_path = Some(path.clone());
+            (v, vec![step])
         }
         Command::Delete {
             forget_unreachable, ..
@@ -280,7 +335,7 @@ pub fn plan(id: &OperationId, command: &Command, view: &View<'_>) -> Result<Plan
             let mut v;
             (v, instead_of) = deletion::doomed(asked, name, *forget_unreachable, view)?;
             v.status = Status::Deleting;
-            let gone = |node: &NodeName| *forget_unreachable && view.alive(asked, node).is_err();
+            let gone = |node: &NodeName| *forget_unreachable && view.is_silent(node);
             let steps = deletion::steps(&v, gone);
             (v, steps)
         }
@@ -337,22 +392,25 @@ pub fn plan(id: &OperationId, command: &Command, view: &View<'_>) -> Result<Plan
                 consistency: *consistency,
                 rate_bytes_per_second: *rate_bytes_per_second,
             };
-            let steps = add_steps(&v, replica);
+            let mut steps = add_steps(&v, replica);
+            if view.left.iter().any(|l| l.node == *node) {
+                // Nobody knows what the volume was when that copy was left.
+                steps.insert(0, delete_on(node, Change::None));
+            }
             (v, steps)
         }
-        Command::RemoveReplica { node, .. } => {
-            let v = view.existing(asked, name)?;
-            let steps = if v.is_left_on(node) {
-                // a former owner's copy: nobody sends to it, connections through it end
-                vec![delete_on(
-                    node,
-                    Change::RemoveReplica { node: node.clone() },
-                )]
-            } else if v.replica_on(node).is_some() {
-                remove_steps(node)
-            } else {
+        Command::RemoveReplica {
+            node,
+            forget_unreachable,
+            ..
+        } => {
+            let v;
+            (v, instead_of) = deletion::parted(asked, name, node, *forget_unreachable, view)?;
+            if !v.is_left_on(node) && v.replica_on(node).is_none() {
                 return Err(no_replica(asked, node, &v));
-            };
+            }
+            let gone = |node: &NodeName| *forget_unreachable && view.is_silent(node);
+            let steps = deletion::steps_on(&v, node, gone);
             (v, steps)
         }
         Command::Cutover { to, .. } => {
@@ -397,30 +455,6 @@ pub(super) fn no_replica(asked: &str, node: &NodeName, v: &Volume) -> Error {
             v.name
         ),
     )
-}
-
-fn new_volume(
-    name: &VolumeName,
-    id: node::VolumeId,
-    size_bytes: u64,
-    owner: NodeName,
-    image_path: Option<String>,
-) -> Volume {
-    Volume {
-        name: name.clone(),
-        id,
-        size_bytes,
-        image_path,
-        status: Status::Creating,
-        owner,
-        generation: 0,
-        replicas: Vec::new(),
-        forwarding_from: None,
-        taken: 0,
-        offered_to: None,
-        left_on: Vec::new(),
-        operation: None,
-    }
 }
 
 fn create_owner(name: String) -> Step {
@@ -497,13 +531,6 @@ pub(super) fn stop_on(node: &NodeName) -> Step {
     }
 }
 
-fn remove_steps(node: &NodeName) -> Vec<Step> {
-    vec![
-        stop_on(node),
-        delete_on(node, Change::RemoveReplica { node: node.clone() }),
-    ]
-}
-
 fn cutover_steps(v: &Volume, to: &NodeName) -> Vec<Step> {
     let mut steps = vec![Step {
         name: format!("hand over from {} to {to}", v.owner),
@@ -534,7 +561,7 @@ pub fn undo(command: &Command, v: &Volume) -> Vec<Step> {
         Command::Create { .. } | Command::Import { .. } => {
             vec![delete_on(&v.owner, Change::Forget)]
         }
-        Command::AddReplica { node, .. } => remove_steps(node),
+        Command::AddReplica { node, .. } => deletion::steps_on(v, node, |_| false),
         // A resize that failed leaves copies that are larger than the owner, which is harmless; a
         // cutover that failed left the source serving; a delete that failed can be asked for again.
         Command::Delete { .. }
@@ -589,7 +616,7 @@ pub fn apply(change: &Change, answer: Answer, mut v: Volume) -> Result<Option<Vo
             }
             v.replicas.retain(|r| r.node != *by);
             let former = std::mem::replace(&mut v.owner, by.clone());
-            v.left_on.extend(v.forwarding_from.replace(former));
+            v.former.push(former);
             v.generation = answer.generation;
             v.offered_to = None;
             if matches!(change, Change::Taken { .. }) {

@@ -20,27 +20,17 @@ fn node(name: &str, alive: bool) -> NodeView {
 }
 
 fn volume(replicas: &[&str]) -> Volume {
+    let replica = |node: &&str| Replica {
+        node: node.parse().unwrap(),
+        consistency: Consistency::Eventual,
+        rate_bytes_per_second: 0,
+    };
+    let (name, owner) = ("v".parse().unwrap(), "n1".parse().unwrap());
     Volume {
-        name: "v".parse().unwrap(),
-        id: node::VolumeId([7; 16]),
-        size_bytes: 4096,
-        image_path: None,
         status: Status::Ready,
-        owner: "n1".parse().unwrap(),
         generation: 3,
-        replicas: replicas
-            .iter()
-            .map(|n| Replica {
-                node: n.parse().unwrap(),
-                consistency: Consistency::Eventual,
-                rate_bytes_per_second: 0,
-            })
-            .collect(),
-        forwarding_from: None,
-        taken: 0,
-        offered_to: None,
-        left_on: vec![],
-        operation: None,
+        replicas: replicas.iter().map(replica).collect(),
+        ..Volume::new(name, node::VolumeId([7; 16]), 4096, owner)
     }
 }
 
@@ -58,6 +48,7 @@ fn planned(command: &Command, volume: Option<&Volume>) -> node::Result<Plan> {
             volume,
             nodes: &nodes,
             running: None,
+            left: &[],
             copies: &[],
         },
     )
@@ -80,6 +71,14 @@ fn add(node: &str, consistency: Consistency) -> Command {
         node: node.parse().unwrap(),
         consistency,
         rate_bytes_per_second: 0,
+    }
+}
+
+fn remove(node: &str, forget_unreachable: bool) -> Command {
+    Command::RemoveReplica {
+        volume: "v".parse().unwrap(),
+        node: node.parse().unwrap(),
+        forget_unreachable,
     }
 }
 
@@ -123,10 +122,7 @@ fn the_other_replicas_follow_the_new_owner() {
         .unwrap();
     assert_eq!(after.owner.as_str(), "n2");
     assert_eq!(after.generation, 4);
-    assert_eq!(
-        after.forwarding_from.as_ref().map(|n| n.as_str()),
-        Some("n1")
-    );
+    assert_eq!(after.former, ["n1".parse().unwrap()]);
     assert_eq!(after.replicas, volume(&["n3"]).replicas);
 }
 
@@ -236,6 +232,7 @@ fn a_new_volume_goes_where_most_room_is_among_the_living() {
         volume: None,
         nodes: &nodes,
         running: None,
+        left: &[],
         copies: &[],
     };
     let plan = plan(&"op".parse().unwrap(), &create, &view).unwrap();
@@ -291,17 +288,13 @@ fn a_repeated_request_is_the_same_whatever_identity_was_drawn() {
 #[test]
 fn a_former_owners_copy_can_be_removed() {
     let mut v = volume(&["n2"]);
-    v.forwarding_from = Some("n3".parse().unwrap());
-    let remove = Command::RemoveReplica {
-        volume: "v".parse().unwrap(),
-        node: "n3".parse().unwrap(),
-    };
-    let p = planned(&remove, Some(&v)).unwrap();
+    v.former = vec!["n3".parse().unwrap()];
+    let p = planned(&remove("n3", false), Some(&v)).unwrap();
     assert_eq!(names(&p.steps), ["delete on n3"]);
     let after = apply(&p.steps[0].change, Answer::default(), v)
         .unwrap()
         .unwrap();
-    assert_eq!(after.forwarding_from, None);
+    assert_eq!(after.former, []);
     assert_eq!(after.replicas.len(), 1);
 }
 
@@ -328,7 +321,7 @@ fn what_every_former_owner_has_goes_with_the_volume() {
         forget_unreachable: false,
     };
     let p = planned(&delete, Some(&v)).unwrap();
-    let steps = ["delete on n2", "delete on n1", "delete on n3"];
+    let steps = ["delete on n1", "delete on n2", "delete on n3"];
     assert_eq!(names(&p.steps), steps);
     let back = planned(&add("n1", Consistency::Eventual), Some(&v)).unwrap();
     let v = apply(&back.steps[0].change, Answer::default(), v).unwrap();
@@ -347,6 +340,7 @@ fn a_node_that_is_being_emptied_is_given_nothing_new() {
             volume: Some(v),
             nodes: &nodes,
             running: None,
+            left: &[],
             copies: &[],
         };
         plan(&"op".parse().unwrap(), command, &view).unwrap_err()
@@ -387,11 +381,36 @@ fn failing_with(
     running: Option<&Command>,
     copies: &[Copy],
 ) -> node::Result<Plan> {
+    let running = running.map(|c| under_way(c, Vec::new()));
+    failing_while(command, v, running.as_ref(), copies)
+}
+
+fn under_way(command: &Command, steps: Vec<Step>) -> Operation {
+    Operation {
+        id: "before".parse().unwrap(),
+        command: command.clone(),
+        state: State::Running,
+        steps,
+        done: 0,
+        error: None,
+        started: 0,
+        ended: None,
+        cutover: None,
+    }
+}
+
+fn failing_while(
+    command: &Command,
+    v: &Volume,
+    running: Option<&Operation>,
+    copies: &[Copy],
+) -> node::Result<Plan> {
     let nodes = [node("n1", false), node("n2", true), node("n3", true)];
     let view = View {
         volume: Some(v),
         nodes: &nodes,
         running,
+        left: &[],
         copies,
     };
     plan(&"op".parse().unwrap(), command, &view)
@@ -425,7 +444,7 @@ fn the_furthest_replica_takes_the_place_of_an_owner_that_is_off() {
         (after.owner.as_str(), after.generation, after.taken),
         ("n3", 4, 4)
     );
-    assert_eq!(after.forwarding_from.unwrap().as_str(), "n1");
+    assert_eq!(after.former, ["n1".parse().unwrap()]);
     // somebody may know better than the epochs
     let plan = failing(&failover(Some("n2"), true), &v, None, &copies).unwrap();
     assert_eq!(plan.steps[0].name, "take over on n2 as of epoch 7");
@@ -522,7 +541,7 @@ fn an_owner_that_died_while_it_was_to_grow_is_replaced() {
 #[test]
 fn a_copy_that_was_left_behind_grows_before_it_is_sent_anything() {
     let mut v = volume(&[]);
-    v.forwarding_from = Some("n2".parse().unwrap());
+    v.former = vec!["n2".parse().unwrap()];
     let add = add("n2", Consistency::Eventual);
     let plan = planned(&add, Some(&v)).unwrap();
     assert_eq!(
@@ -533,7 +552,7 @@ fn a_copy_that_was_left_behind_grows_before_it_is_sent_anything() {
             "replicate from n1 to n2"
         ]
     );
-    v.forwarding_from = None;
+    v.former.clear();
     assert_eq!(planned(&add, Some(&v)).unwrap().steps.len(), 2);
 }
 
@@ -549,6 +568,38 @@ fn after_a_cutover_whose_target_owned_the_volume_and_died_a_replica_takes_over()
     assert_eq!(plan.instead_of, Some("moving".parse().unwrap()));
 }
 
+fn effects(plan: Plan) -> Vec<String> {
+    let effects = plan.steps.into_iter().map(|s| match s.effect {
+        Effect::StopReplica { node } => format!("stop {node}"),
+        Effect::Delete { node } => format!("delete {node}"),
+        Effect::Leave { node } => format!("leave {node}"),
+        other => panic!("{other:?}"),
+    });
+    effects.collect()
+}
+
+/// What is planned for a volume on which a command is under way, whose next step is its first.
+fn planned_while(
+    command: &Command,
+    v: &Volume,
+    running: &Command,
+    steps: &[Step],
+) -> node::Result<Plan> {
+    let view = View {
+        volume: Some(v),
+        nodes: &[
+            node("n1", true),
+            node("n2", true),
+            node("n3", true),
+            node("dead", false),
+        ],
+        running: Some(&under_way(running, steps.to_vec())),
+        left: &[],
+        copies: &[],
+    };
+    plan(&"op".parse().unwrap(), command, &view)
+}
+
 /// A host had burnt down. A volume that it had once owned could not be deleted: the deletion waited for the host
 /// for ever, and whoever asked for it again was told that the volume was busy.
 #[test]
@@ -558,59 +609,178 @@ fn a_deletion_need_not_wait_for_a_node_that_is_gone() {
         forget_unreachable,
     };
     let mut v = volume(&["n2", "dead"]);
-    v.left_on = vec!["dead".parse().unwrap()];
-    let effects = |command: &Command, v: &Volume| {
-        let plan = planned(command, Some(v)).unwrap();
-        let effects = plan.steps.into_iter().map(|s| match s.effect {
-            Effect::StopReplica { node } => format!("stop {node}"),
-            Effect::Delete { node } => format!("delete {node}"),
-            Effect::Leave { node } => format!("leave {node}"),
-            other => panic!("{other:?}"),
-        });
-        effects.collect::<Vec<_>>()
-    };
+    v.former = vec!["gone".parse().unwrap()];
     let waits = [
         "stop n2",
         "delete n2",
         "stop dead",
         "delete dead",
-        "delete dead",
+        "delete gone",
         "delete n1",
     ];
-    assert_eq!(effects(&delete(false), &v), waits);
+    let deleted = |command: &Command, v: &Volume| effects(planned(command, Some(v)).unwrap());
+    assert_eq!(deleted(&delete(false), &v), waits);
     let goes_on = [
         "stop n2",
         "delete n2",
         "stop dead",
         "leave dead",
-        "leave dead",
+        "leave gone",
         "delete n1",
     ];
-    assert_eq!(effects(&delete(true), &v), goes_on);
+    assert_eq!(deleted(&delete(true), &v), goes_on);
     v.owner = "dead".parse().unwrap();
-    let ownerless = ["delete n2", "leave dead", "leave dead", "leave dead"];
-    assert_eq!(effects(&delete(true), &v), ownerless);
+    let ownerless = ["delete n2", "leave dead", "leave gone", "leave dead"];
+    assert_eq!(deleted(&delete(true), &v), ownerless);
 
-    // It takes the place of a deletion that waits, and not of what may have to be finished.
+    // It takes the place of what waits, and not of what may have to be finished.
     v.operation = Some("waits".parse().unwrap());
-    let again = |command: &Command, running: &Command| {
-        let view = View {
-            volume: Some(&v),
-            nodes: &[node("n2", true), node("dead", false)],
-            running: Some(running),
-            copies: &[],
-        };
-        plan(&"op".parse().unwrap(), command, &view)
-    };
+    let again = |command: &Command, running: &Command| planned_while(command, &v, running, &[]);
     let replaced = again(&delete(true), &delete(false)).unwrap();
     assert_eq!(replaced.instead_of, v.operation);
     assert_eq!(replaced.volume.operation, Some("op".parse().unwrap()));
-    let resize = Command::Resize {
-        volume: "v".parse().unwrap(),
-        size_bytes: 8192,
-    };
-    for (command, running) in [(delete(false), delete(false)), (delete(true), resize)] {
+    for (command, running) in [
+        (delete(false), delete(false)),
+        (delete(true), cutover("n2")),
+    ] {
         let e = again(&command, &running).unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Busy);
     }
+    // A copy that was about to be made may be there.
+    let adding = add("n3", Consistency::Eventual);
+    let all = effects(again(&delete(true), &adding).unwrap());
+    assert!(all.contains(&"delete n3".to_owned()), "{all:?}");
+}
+
+/// The same of a replica: its removal waited for the host, and nothing else could be asked of the volume.
+#[test]
+fn a_removal_need_not_wait_for_a_node_that_is_gone() {
+    let mut v = volume(&["n2", "dead"]);
+    let of = |command: &Command, v: &Volume| effects(planned(command, Some(v)).unwrap());
+    assert_eq!(of(&remove("dead", false), &v), ["stop dead", "delete dead"]);
+    assert_eq!(of(&remove("dead", true), &v), ["stop dead", "leave dead"]);
+    assert_eq!(of(&remove("n2", true), &v), ["stop n2", "delete n2"]);
+    // an owner that is gone is replaced first: it may have been told to send
+    v.owner = "dead".parse().unwrap();
+    assert_eq!(of(&remove("n2", true), &v), ["stop n2", "delete n2"]);
+    v.owner = "n1".parse().unwrap();
+
+    v.operation = Some("before".parse().unwrap());
+    let waits = deletion::steps_on(&v, &"dead".parse().unwrap(), |_| false).split_off(1);
+    let removing = remove("dead", false);
+    let e = planned_while(&removing, &v, &removing, &waits).unwrap_err();
+    let way_out = "replica remove v --to dead --forget-unreachable";
+    assert!(e.to_string().contains(way_out), "{e}");
+    let plan = planned_while(&remove("dead", true), &v, &removing, &waits).unwrap();
+    assert_eq!(plan.instead_of, v.operation);
+    let e = planned_while(&remove("n2", true), &v, &removing, &waits).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Busy, "another copy is at it: {e}");
+}
+
+/// A node died when it was to make a standby, and another when it was to grow its copy.
+#[test]
+fn the_removal_of_a_copy_takes_the_place_of_what_waits_for_its_node() {
+    let mut v = volume(&[]);
+    let replica = Replica {
+        node: "dead".parse().unwrap(),
+        consistency: Consistency::Eventual,
+        rate_bytes_per_second: 0,
+    };
+    let adding = add("dead", Consistency::Eventual);
+    let standby = Step {
+        name: String::new(),
+        effect: Effect::CreateStandby {
+            node: replica.node.clone(),
+        },
+        change: Change::None,
+    };
+    v.operation = Some("before".parse().unwrap());
+    let plan = planned_while(&remove("dead", true), &v, &adding, &[standby]).unwrap();
+    assert_eq!(plan.instead_of, v.operation);
+    assert_eq!(effects(plan), ["leave dead"]);
+
+    v.replicas = vec![replica];
+    let growing = Command::Resize {
+        volume: v.name.clone(),
+        size_bytes: 8192,
+    };
+    let resize = |node: &str| Step {
+        name: String::new(),
+        effect: Effect::Resize {
+            node: node.parse().unwrap(),
+            size_bytes: 8192,
+        },
+        change: Change::None,
+    };
+    let plan = planned_while(&remove("dead", true), &v, &growing, &[resize("dead")]).unwrap();
+    assert_eq!(plan.instead_of, v.operation);
+    let e = planned_while(&remove("dead", true), &v, &growing, &[resize("n1")]).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Busy, "the owner may have grown: {e}");
+}
+
+/// What a silent node had was given up and noted. When it is back and gets a copy again, the old one goes first.
+#[test]
+fn a_copy_that_was_given_up_is_deleted_before_its_node_gets_another() {
+    let v = volume(&[]);
+    let left = Left {
+        node: "n2".parse().unwrap(),
+        volume: v.name.clone(),
+        id: v.id,
+    };
+    let view = View {
+        volume: Some(&v),
+        nodes: &[node("n1", true), node("n2", true)],
+        running: None,
+        left: &[left],
+        copies: &[],
+    };
+    let add = add("n2", Consistency::Eventual);
+    let plan = plan(&"op".parse().unwrap(), &add, &view).unwrap();
+    let steps = [
+        "delete on n2",
+        "make standby on n2",
+        "replicate from n1 to n2",
+    ];
+    assert_eq!(names(&plan.steps), steps);
+}
+
+/// The owner died when it was to send to a new replica, or to stop. Its failover was refused, because the volume
+/// was busy, and stayed so.
+#[test]
+fn an_owner_that_died_while_its_replicas_changed_is_replaced() {
+    let mut v = volume(&["n2", "n3"]);
+    let copies = [copy("n2", 3, Some(9)), copy("n3", 3, None)];
+    v.operation = Some("before".parse().unwrap());
+    for command in [add("n3", Consistency::Eventual), remove("n3", false)] {
+        let stop = deletion::steps_on(&v, &"n3".parse().unwrap(), |_| false);
+        let waits = under_way(&command, stop.clone());
+        let plan = failing_while(&failover(None, true), &v, Some(&waits), &copies).unwrap();
+        assert_eq!(plan.instead_of, v.operation);
+        assert_eq!(plan.steps[0].name, "take over on n2 as of epoch 9");
+        let deletes = under_way(&command, stop[1..].to_vec());
+        let e = failing_while(&failover(None, true), &v, Some(&deletes), &copies).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Busy, "its copy may be gone: {e}");
+    }
+}
+
+/// The node that was to take the volume over died before it answered: it may have taken it, so the next heir is
+/// a later owner. Nobody else could take it over as long as that was waited for.
+#[test]
+fn an_heir_that_died_before_it_answered_is_replaced_as_an_owner() {
+    let mut v = volume(&["n1", "n2"]);
+    v.owner = "gone".parse().unwrap();
+    let copies = [copy("n1", 3, Some(9)), copy("n2", 3, Some(8))];
+    let to_n1 = failover(Some("n1"), true);
+    let steps = failover::steps(&v, &copies[0]);
+    v.operation = Some("before".parse().unwrap());
+    let waits = under_way(&to_n1, steps);
+    let plan = failing_while(&failover(None, true), &v, Some(&waits), &copies[1..]).unwrap();
+    assert_eq!(plan.instead_of, v.operation);
+    assert_eq!(plan.steps[0].name, "take over on n2 as of epoch 8");
+    assert_eq!((plan.volume.generation, plan.volume.taken), (4, 4));
+    assert_eq!(plan.volume.former, ["gone".parse().unwrap()]);
+    assert_eq!(plan.volume.owner.as_str(), "n1");
+    // whoever asks has to have made sure of that one too
+    let e = failing_while(&failover(None, false), &v, Some(&waits), &copies[1..]).unwrap_err();
+    assert!(e.to_string().contains("its owner n1 is silent"), "{e}");
 }

@@ -30,9 +30,10 @@ pub struct Volume {
     pub generation: u64,
     /// Its copies on other nodes.
     pub replicas: Vec<Replica>,
-    /// The former owner, which passes old connections on.
-    #[serde(with = "text::option")]
-    pub forwarding_from: Option<NodeName>,
+    /// Owners before it whose copies are still there, the latest last: nobody sends to them, but old connections
+    /// may go through them, and their images take room.
+    #[serde(default, with = "text::list")]
+    pub former: Vec<NodeName>,
     /// The generation in which a replica took the volume over without its owner's consent, zero if none
     /// did. Whoever had a part in it before serves nobody any more.
     #[serde(default)]
@@ -41,10 +42,6 @@ pub struct Volume {
     /// that node can go on.
     #[serde(default, with = "text::option")]
     pub offered_to: Option<NodeName>,
-    /// Owners before that one whose copies are still there: nobody sends to them, but old connections may
-    /// go through them, and their images take room.
-    #[serde(default, with = "text::list")]
-    pub left_on: Vec<NodeName>,
     /// The operation that is changing it. One at a time: two that interleave could not be reasoned
     /// about after a crash.
     pub operation: Option<OperationId>,
@@ -151,6 +148,25 @@ impl fmt::Display for Consistency {
 }
 
 impl Volume {
+    /// One that is to be made; an import finds its size out.
+    #[must_use]
+    pub fn new(name: VolumeName, id: VolumeId, size_bytes: u64, owner: NodeName) -> Volume {
+        Volume {
+            name,
+            id,
+            size_bytes,
+            image_path: None,
+            status: Status::Creating,
+            owner,
+            generation: 0,
+            replicas: Vec::new(),
+            former: Vec::new(),
+            taken: 0,
+            offered_to: None,
+            operation: None,
+        }
+    }
+
     /// The replica on `node`.
     #[must_use]
     pub fn replica_on(&self, node: &NodeName) -> Option<&Replica> {
@@ -160,12 +176,11 @@ impl Volume {
     /// Whether `node` owned the volume and still has what it had then.
     #[must_use]
     pub fn is_left_on(&self, node: &NodeName) -> bool {
-        self.forwarding_from.as_ref() == Some(node) || self.left_on.contains(node)
+        self.former.contains(node)
     }
 
     /// What a former owner had is gone, or is a replica by now.
     pub(super) fn reclaimed(&mut self, node: &NodeName) {
-        self.forwarding_from.take_if(|n| n == node);
-        self.left_on.retain(|n| n != node);
+        self.former.retain(|n| n != node);
     }
 }

@@ -212,20 +212,11 @@ mod tests {
     use proto::v1::WriteTrail;
 
     fn record(name: &str, id: u8) -> fleet::Volume {
+        let (name, owner) = (name.parse().unwrap(), "a".parse().unwrap());
         fleet::Volume {
-            name: name.parse().unwrap(),
-            id: node::VolumeId([id; 16]),
-            size_bytes: 100 * 10,
-            image_path: None,
             status: Status::Ready,
-            owner: "a".parse().unwrap(),
             generation: 1,
-            replicas: Vec::new(),
-            forwarding_from: None,
-            taken: 0,
-            offered_to: None,
-            left_on: Vec::new(),
-            operation: None,
+            ..fleet::Volume::new(name, node::VolumeId([id; 16]), 100 * 10, owner)
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::super::config::{Config, SiteConfig};
 use super::super::places;
-use super::super::records::{forget_node, put_node};
+use super::super::records::{forget_left, forget_node, put_node};
 use super::super::{Controller, Inner, Nodes};
 use super::show::{self, Latest};
 use crate::fleet::{Status, Volume};
@@ -256,6 +256,11 @@ impl<S: Store, N: Nodes> World for Site<S, N> {
             let controller = self.controller()?;
             let mut t = Transaction::default();
             forget_node(&mut t, &name);
+            for left in controller.inner.records.left().await? {
+                if left.node == name {
+                    forget_left(&mut t, &left);
+                }
+            }
             controller.commit(t, Vec::new()).await?;
             controller.inner.presence.forget(&name);
         }

@@ -20,7 +20,7 @@
 mod nodes;
 
 use super::*;
-use crate::fleet::{Effect, Status, Volume};
+use crate::fleet::{self, Effect, Status, Volume};
 use node::service::Turns;
 use nodes::{SimNodes, SimStore, turns};
 use serde::de::DeserializeOwned;
@@ -69,6 +69,7 @@ struct Tally {
     looks: usize,
     late: usize,
     overtaken: usize,
+    given_up: usize,
 }
 
 impl std::ops::AddAssign for Tally {
@@ -89,6 +90,7 @@ impl std::ops::AddAssign for Tally {
         self.looks += o.looks;
         self.late += o.late;
         self.overtaken += o.overtaken;
+        self.given_up += o.given_up;
     }
 }
 
@@ -189,13 +191,11 @@ impl Fate {
                 self.tally.undone += 1;
                 next.done == 0
             }
-            // Given up, with nothing to undo; or a failover has taken its place.
-            (State::Running, State::Failed) => {
+            // Given up, with nothing to undo or because that was refused, too; or another took its place.
+            (State::Running | State::Undoing, State::Failed) => {
                 let replaced = next.done == before.done && next.steps == before.steps;
                 replaced || next.done == 0 && next.steps.is_empty()
             }
-            // Undoing it was refused, too.
-            (State::Undoing, State::Failed) => next.steps.is_empty(),
             _ => false,
         };
         assert!(
@@ -204,6 +204,9 @@ impl Fate {
         );
         if next.state == State::Done {
             assert_eq!(next.done, next.steps.len(), "[every step] {next:?}");
+            let leaves = |s: &fleet::Step| matches!(s.effect, Effect::Leave { .. });
+            let removes = matches!(next.command, Command::RemoveReplica { .. });
+            self.tally.given_up += usize::from(removes && next.steps.iter().any(leaves));
         }
     }
 
@@ -402,6 +405,7 @@ impl Run {
                 2 => Command::RemoveReplica {
                     volume: volume(),
                     node: any(&mut fate),
+                    forget_unreachable: fate.one_in(2),
                 },
                 3 => Command::Cutover {
                     volume: volume(),
@@ -431,13 +435,13 @@ impl Run {
                 to: fate.pick(&copies).parse().unwrap(),
             },
             10 => {
-                let former = known.forwarding_from.iter().chain(&known.left_on);
-                let former = former.map(|n| n.as_str());
+                let former = known.former.iter().map(|n| n.as_str());
                 let all: Vec<&str> = copies.iter().copied().chain(former).collect();
                 let all = if all.is_empty() { NODES.to_vec() } else { all };
                 Command::RemoveReplica {
                     volume: volume(),
                     node: fate.pick(&all).parse().unwrap(),
+                    forget_unreachable: fate.one_in(2),
                 }
             }
             11 => Command::Delete {
@@ -606,7 +610,7 @@ impl Run {
             for r in &v.replicas {
                 assert!(!take(&r.node).owner, "[one owner] {v:?}");
             }
-            for former in v.forwarding_from.iter().chain(&v.left_on) {
+            for former in &v.former {
                 assert!(!take(former).owner, "[one owner] {v:?}");
             }
         }
@@ -690,6 +694,7 @@ fn whatever_dies_or_does_not_answer_the_log_and_the_nodes_agree_in_the_end() {
             looks,
             late,
             overtaken,
+            given_up,
         } = tally;
         let least = [
             begun / 8,
@@ -708,6 +713,7 @@ fn whatever_dies_or_does_not_answer_the_log_and_the_nodes_agree_in_the_end() {
             looks / 10,
             late,
             overtaken,
+            given_up * 10,
         ];
         assert!(
             least.into_iter().all(|n| n >= SEEDS as usize / 2),

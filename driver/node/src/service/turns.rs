@@ -94,7 +94,7 @@ impl Turns {
             life: self.life,
             number,
         };
-        if turn.life > last.life || turn > last {
+        if turn > last {
             return Ok(());
         }
         Err(Error::new(
