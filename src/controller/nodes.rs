@@ -8,6 +8,7 @@ use proto::v1::{self, CutoverProgress};
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
+use tonic::service::Interceptor;
 use tonic::transport::{Channel, Endpoint};
 
 /// A node that has not taken the connection by then is not there.
@@ -74,107 +75,79 @@ pub fn call_for(
             )
         })
     };
+    let to = find(effect.at(v))?;
     let operation_id = operation_id.to_owned();
-    let volume = v.name.to_string();
-    let create = |node: &NodeName, role: v1::VolumeRole, image_path: Option<String>| {
-        Ok::<_, Error>(Call {
-            to: find(node)?,
-            turn,
-            request: Request::Create(v1::CreateVolumeRequest {
-                operation_id: operation_id.clone(),
-                name: v.name.to_string(),
-                id: v.id.to_string(),
+    let (volume, id) = (v.name.to_string(), v.id.to_string());
+    let request = match effect {
+        Effect::CreateOwner | Effect::CreateStandby { .. } => {
+            let (role, image_path) = match effect {
+                Effect::CreateOwner => (v1::VolumeRole::Owner, v.image_path.clone()),
+                _ => (v1::VolumeRole::Standby, None),
+            };
+            Request::Create(v1::CreateVolumeRequest {
+                operation_id,
+                name: volume,
+                id,
                 size_bytes: v.size_bytes,
                 image_path: image_path.unwrap_or_default(),
                 role: role.into(),
-            }),
-        })
-    };
-    Ok(match effect {
-        Effect::CreateOwner => create(&v.owner, v1::VolumeRole::Owner, v.image_path.clone())?,
-        Effect::CreateStandby { node } => create(node, v1::VolumeRole::Standby, None)?,
-        Effect::Delete { node } => Call {
-            to: find(node)?,
-            turn,
-            request: Request::Delete(v1::DeleteVolumeRequest {
-                operation_id,
-                name: volume,
-                id: v.id.to_string(),
-            }),
-        },
+            })
+        }
+        Effect::Delete { .. } => Request::Delete(v1::DeleteVolumeRequest {
+            operation_id,
+            name: volume,
+            id,
+        }),
         Effect::Leave { node } => {
             return Err(Error::new(
                 ErrorKind::Broken,
                 format!("{asked}: nothing is asked of {node}"),
             ));
         }
-        Effect::Resize { node, size_bytes } => Call {
-            to: find(node)?,
-            turn,
-            request: Request::Resize(v1::ResizeVolumeRequest {
-                operation_id,
-                name: volume,
-                size_bytes: *size_bytes,
-                id: v.id.to_string(),
-            }),
-        },
-        Effect::StartReplica { from, replica } => Call {
-            to: find(from)?,
-            turn,
-            request: Request::StartReplica(v1::StartReplicaRequest {
-                operation_id,
-                volume,
-                node: replica.node.to_string(),
-                address: find(&replica.node)?.replication_address,
-                consistency: Some(consistency(replica.consistency)),
-                rate_bytes_per_second: replica.rate_bytes_per_second,
-                ..Default::default()
-            }),
-        },
-        Effect::StopReplica { node } => Call {
-            to: find(&v.owner)?,
-            turn,
-            request: Request::StopReplica(v1::StopReplicaRequest {
-                operation_id,
-                volume,
-                node: node.to_string(),
-            }),
-        },
-        Effect::TakeOver { by } => Call {
-            to: find(by)?,
-            turn,
-            request: Request::TakeOver(v1::TakeOverRequest {
-                operation_id,
-                volume,
-                id: v.id.to_string(),
-                generation: v.generation + 1,
-            }),
-        },
-        Effect::Depose { node } => Call {
-            to: find(node)?,
-            turn,
-            request: Request::Depose(v1::DeposeRequest {
+        Effect::Resize { size_bytes, .. } => Request::Resize(v1::ResizeVolumeRequest {
+            operation_id,
+            name: volume,
+            size_bytes: *size_bytes,
+            id,
+        }),
+        Effect::StartReplica { replica, .. } => Request::StartReplica(v1::StartReplicaRequest {
+            operation_id,
+            volume,
+            node: replica.node.to_string(),
+            address: find(&replica.node)?.replication_address,
+            consistency: Some(consistency(replica.consistency)),
+            rate_bytes_per_second: replica.rate_bytes_per_second,
+            ..Default::default()
+        }),
+        Effect::StopReplica { node } => Request::StopReplica(v1::StopReplicaRequest {
+            operation_id,
+            volume,
+            node: node.to_string(),
+        }),
+        Effect::TakeOver { .. } => Request::TakeOver(v1::TakeOverRequest {
+            operation_id,
+            volume,
+            id,
+            generation: v.generation + 1,
+        }),
+        Effect::Depose { .. } => Request::Depose(v1::DeposeRequest {
+            operation_id,
+            volume,
+            id,
+            generation: v.generation,
+        }),
+        Effect::Cutover { to: target } => {
+            let target = find(target)?;
+            Request::Cutover(v1::CutoverRequest {
                 operation_id,
                 volume,
-                id: v.id.to_string(),
-                generation: v.generation,
-            }),
-        },
-        Effect::Cutover { to } => {
-            let target = find(to)?;
-            Call {
-                to: find(&v.owner)?,
-                turn,
-                request: Request::Cutover(v1::CutoverRequest {
-                    operation_id,
-                    volume,
-                    to: to.to_string(),
-                    replication_address: target.replication_address,
-                    nbd_address: target.nbd_address,
-                }),
-            }
+                to: target.name.to_string(),
+                replication_address: target.replication_address,
+                nbd_address: target.nbd_address,
+            })
         }
-    })
+    };
+    Ok(Call { to, turn, request })
 }
 
 /// A consistency on the wire.
@@ -198,10 +171,10 @@ pub struct GrpcNodes {
 }
 
 impl GrpcNodes {
-    fn client(&self, node: &Node) -> Result<NodeClient<Channel>> {
+    fn channel(&self, node: &Node) -> Result<Channel> {
         let mut channels = self.channels.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(channel) = channels.get(&node.address) {
-            return Ok(NodeClient::new(channel.clone()));
+            return Ok(channel.clone());
         }
         let endpoint = Endpoint::from_shared(format!("http://{}", node.address)).map_err(|e| {
             Error::new(
@@ -218,22 +191,25 @@ impl GrpcNodes {
             .keep_alive_timeout(KEEPALIVE)
             .connect_lazy();
         channels.insert(node.address.clone(), channel.clone());
-        Ok(NodeClient::new(channel))
+        Ok(channel)
     }
 }
 
-fn in_turn<T>(turn: Turn, message: T) -> tonic::Request<T> {
-    let mut request = tonic::Request::new(message);
-    if let Ok(turn) = turn.to_string().parse() {
-        request.metadata_mut().insert(TURN, turn); // two numbers: always a header's value
+/// What each message to a node carries: its turn, and until when an answer is waited for.
+fn carried(turn: Turn, timeout: Option<Duration>) -> impl Interceptor {
+    move |mut message: tonic::Request<()>| {
+        if let Ok(turn) = turn.to_string().parse() {
+            message.metadata_mut().insert(TURN, turn); // two numbers: always a header's value
+        }
+        if let Some(timeout) = timeout {
+            message.set_timeout(timeout);
+        }
+        Ok(message)
     }
-    request
 }
 
-fn timed<T>(turn: Turn, message: T) -> tonic::Request<T> {
-    let mut request = in_turn(turn, message);
-    request.set_timeout(CALL_TIMEOUT);
-    request
+fn done<T>(_: tonic::Response<T>) -> Answer {
+    Answer::default()
 }
 
 impl Nodes for GrpcNodes {
@@ -242,90 +218,52 @@ impl Nodes for GrpcNodes {
         call: Call,
         progress: impl Fn(CutoverProgress) + Send + Sync,
     ) -> Result<Answer> {
-        let mut client = self.client(&call.to)?;
-        let asked = format!("node {}", call.to.name);
+        // a cutover takes as long as it takes, and says how it goes
+        let timeout = (!matches!(call.request, Request::Cutover(_))).then_some(CALL_TIMEOUT);
+        let channel = self.channel(&call.to)?;
+        let mut client = NodeClient::with_interceptor(channel, carried(call.turn, timeout));
+        let asked = format!("node {} at {}", call.to.name, call.to.address);
         let failed = |status: tonic::Status| to_error(&asked, &status);
-        match call.request {
-            Request::Create(r) => {
-                let v = client
-                    .create_volume(timed(call.turn, r))
-                    .await
-                    .map_err(failed)?
-                    .into_inner();
-                Ok(Answer {
+        let answer = match call.request {
+            Request::Create(r) => client.create_volume(r).await.map(|v| {
+                let v = v.into_inner();
+                Answer {
                     size_bytes: v.size_bytes,
                     generation: v.generation,
                     cutover: None,
-                })
-            }
-            Request::Delete(r) => {
-                client
-                    .delete_volume(timed(call.turn, r))
-                    .await
-                    .map_err(failed)?;
-                Ok(Answer::default())
-            }
-            Request::Resize(r) => {
-                client
-                    .resize_volume(timed(call.turn, r))
-                    .await
-                    .map_err(failed)?;
-                Ok(Answer::default())
-            }
-            Request::StartReplica(r) => {
-                client
-                    .start_replica(timed(call.turn, r))
-                    .await
-                    .map_err(failed)?;
-                Ok(Answer::default())
-            }
-            Request::StopReplica(r) => {
-                client
-                    .stop_replica(timed(call.turn, r))
-                    .await
-                    .map_err(failed)?;
-                Ok(Answer::default())
-            }
-            Request::TakeOver(r) => {
-                let v = client
-                    .take_over(timed(call.turn, r))
-                    .await
-                    .map_err(failed)?;
-                Ok(Answer {
-                    generation: v.into_inner().generation,
-                    ..Answer::default()
-                })
-            }
-            Request::Depose(r) => {
-                client.depose(timed(call.turn, r)).await.map_err(failed)?;
-                Ok(Answer::default())
-            }
+                }
+            }),
+            Request::Delete(r) => client.delete_volume(r).await.map(done),
+            Request::Resize(r) => client.resize_volume(r).await.map(done),
+            Request::StartReplica(r) => client.start_replica(r).await.map(done),
+            Request::StopReplica(r) => client.stop_replica(r).await.map(done),
+            Request::TakeOver(r) => client.take_over(r).await.map(|v| Answer {
+                generation: v.into_inner().generation,
+                ..Answer::default()
+            }),
+            Request::Depose(r) => client.depose(r).await.map(done),
             Request::Cutover(r) => {
-                let mut stream = client
-                    .cutover(in_turn(call.turn, r))
-                    .await
-                    .map_err(failed)?
-                    .into_inner();
+                let mut stream = client.cutover(r).await.map_err(failed)?.into_inner();
                 while let Some(p) = stream.message().await.map_err(failed)? {
                     if p.phase() == v1::CutoverPhase::Done {
-                        let cutover = Progress {
-                            frozen_micros: p.frozen_micros,
-                            converge_micros: p.converge_micros,
-                            generation: p.generation,
-                        };
                         return Ok(Answer {
                             size_bytes: 0,
                             generation: p.generation,
-                            cutover: Some(cutover),
+                            cutover: Some(Progress {
+                                frozen_micros: p.frozen_micros,
+                                converge_micros: p.converge_micros,
+                                generation: p.generation,
+                            }),
                         });
                     }
                     progress(p);
                 }
-                Err(Error::new(
+                return Err(Error::new(
                     ErrorKind::Disconnected,
                     format!("{asked}: its report of the cutover ended before the cutover did"),
-                ))
+                ));
             }
-        }
+        };
+        answer.map_err(failed)
     }
 }
