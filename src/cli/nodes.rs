@@ -13,7 +13,8 @@ struct Row {
     site: String,
     address: String,
     alive: bool,
-    heartbeat_age_ms: u64,
+    /// None: the controller has not heard it since it began.
+    heartbeat_age_ms: Option<u64>,
     owned: u32,
     replicas: u32,
     data_free_bytes: u64,
@@ -34,7 +35,7 @@ impl From<NodeInfo> for Row {
             site: n.site,
             address: n.address,
             alive: n.alive,
-            heartbeat_age_ms: n.heartbeat_age_ms,
+            heartbeat_age_ms: Some(n.heartbeat_age_ms).filter(|age| *age != u64::MAX),
             owned: n.owned,
             replicas: n.replicas,
             data_free_bytes: m.data_free_bytes,
@@ -71,20 +72,23 @@ pub async fn list(controller: &str, out: &Out) -> Result<(), Failure> {
             text("ADDRESS"),
         ],
         |r| {
-            let age = Duration::from_millis(r.heartbeat_age_ms);
+            let said = |figure: String| r.heartbeat_age_ms.map_or(String::new(), |_| figure);
             vec![
                 r.name.clone(),
                 r.site.clone(),
                 r.shape.clone(),
-                match (r.alive, r.draining) {
-                    (true, false) => "alive".into(),
-                    (true, true) => "being emptied".into(),
-                    (false, _) => format!("silent for {}", duration(age)),
+                match (r.alive, r.draining, r.heartbeat_age_ms) {
+                    (true, false, _) => "alive".into(),
+                    (true, true, _) => "being emptied".into(),
+                    (false, _, Some(age)) => {
+                        format!("silent for {}", duration(Duration::from_millis(age)))
+                    }
+                    (false, _, None) => "silent".into(),
                 },
                 r.owned.to_string(),
                 r.replicas.to_string(),
-                bytes(r.data_free_bytes),
-                format!("{:.0}%", r.cpu_percent),
+                said(bytes(r.data_free_bytes)),
+                said(format!("{:.0}%", r.cpu_percent)),
                 r.address.clone(),
             ]
         },

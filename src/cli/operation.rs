@@ -206,12 +206,16 @@ async fn follow(
     };
     let mut stream = client.watch(request).await?.into_inner();
     let progress = Progress::words(out);
-    let mut last = None;
+    let mut last: Option<Operation> = None;
     while let Some(operation) = stream.message().await? {
+        let news = last.as_ref().is_none_or(|l| l.waiting != operation.waiting);
         if out.is_json() {
             out.json(&Row::from(&operation));
-        } else {
+        } else if progress.is_seen() {
             progress.say(words(&operation));
+        } else if news && !operation.waiting.is_empty() {
+            // whoever reads a log wants to know why nothing happens
+            out.note(words(&operation));
         }
         last = Some(operation);
     }

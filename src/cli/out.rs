@@ -156,7 +156,7 @@ pub fn bytes(n: u64) -> String {
     format!("{value:.digits$} {}", UNITS[power - 1])
 }
 
-/// A duration as people say it: `0.4 ms`, `12 ms`, `3.2 s`, `4 min 10 s`.
+/// A duration as people say it: `0.4 ms`, `12 ms`, `3.2 s`, `4 min 10 s`, `7 d 0 h`.
 #[must_use]
 pub fn duration(d: Duration) -> String {
     let secs = d.as_secs_f64();
@@ -168,8 +168,10 @@ pub fn duration(d: Duration) -> String {
         format!("{secs:.1} s")
     } else if secs < 3600.0 {
         format!("{} min {} s", d.as_secs() / 60, d.as_secs() % 60)
-    } else {
+    } else if secs < 48.0 * 3600.0 {
         format!("{} h {} min", d.as_secs() / 3600, d.as_secs() / 60 % 60)
+    } else {
+        format!("{} d {} h", d.as_secs() / 86_400, d.as_secs() / 3600 % 24)
     }
 }
 
@@ -187,6 +189,7 @@ mod tests {
         assert_eq!(duration(Duration::from_micros(400)), "0.4 ms");
         assert_eq!(duration(Duration::from_millis(3200)), "3.2 s");
         assert_eq!(duration(Duration::from_secs(250)), "4 min 10 s");
+        assert_eq!(duration(Duration::from_secs(604_800)), "7 d 0 h");
     }
 
     #[test]

@@ -1,11 +1,10 @@
 //! `forerun plan`: where copies should be, and why.
 
-use super::out::{figure, text};
 use super::{Failure, Out, planned, samples};
 use crate::planner::replay::{Forecaster, Recent};
 use crate::planner::{
-    Action, Ask, Bandwidth, Bytes, Calendar, Commitments, Distribution, Held, Input, Mode, Money,
-    Need, NodeView, Plan, Policy, Prices, Seconds, SiteView, Subject, UnixTime, Windows,
+    Ask, Bandwidth, Bytes, Calendar, Commitments, Distribution, Held, Input, Mode, Money, Need,
+    NodeView, Plan, Policy, Prices, Seconds, SiteView, Subject, UnixTime, Windows,
 };
 use crate::predict::{Sample, Series, csv};
 use serde::{Deserialize, Serialize};
@@ -220,39 +219,9 @@ fn from_files(args: &Args, fleet_path: &Path, prices: &Path, out: &Out) -> Resul
         policy: &policy,
     };
     let plan = crate::planner::plan(&input, &mut Commitments::default());
-    if out.is_json() {
-        out.json(&Planned { plan, notes });
-        return Ok(());
-    }
-    out.list(
-        &plan.decisions,
-        &[
-            text("SUBJECT"),
-            text("ACTION"),
-            text("SITE"),
-            text("TRIGGERS"),
-            figure("SCORE, IN ONE LINE"),
-        ],
-        |d| {
-            let triggers: Vec<String> = d
-                .triggers
-                .iter()
-                .map(|t| format!("{t:?}").to_lowercase())
-                .collect();
-            vec![
-                d.subject.clone(),
-                word(d.action).to_owned(),
-                d.site.clone().unwrap_or_default(),
-                triggers.join(", "),
-                d.line.clone(),
-            ]
-        },
-        "Nothing in the fleet file may have to move: give it [[subject]] tables.",
-    );
-    for note in notes {
-        out.line(format!("note: {note}"));
-    }
-    out.line(format!("prices {} in {}", plan.prices, plan.currency));
+    let planned = serde_json::to_value(Planned { plan, notes })
+        .map_err(|e| Failure::new(format!("print the plan: {e}")))?;
+    planned::show(&planned, false, out);
     Ok(())
 }
 
@@ -261,17 +230,6 @@ fn parsed<T>(
     parse: impl Fn(&str) -> Result<T, crate::planner::Invalid>,
 ) -> Result<T, Failure> {
     parse(&read(path)?).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
-}
-
-fn word(action: Action) -> &'static str {
-    match action {
-        Action::Provision => "provision",
-        Action::Seed => "seed",
-        Action::Keep => "keep",
-        Action::Release => "release",
-        Action::Nothing => "nothing",
-        Action::Stuck => "stuck",
-    }
 }
 
 fn site(s: Site) -> SiteView {

@@ -28,26 +28,30 @@ fn rows<'a>(v: &'a Value, of: &str) -> &'a [Value] {
 pub async fn plan(apply: bool, controller: &str, out: &Out) -> Result<(), Failure> {
     let mut client = connect(controller).await?;
     let answer = client.plan(v1::PlanRequest { apply }).await?.into_inner();
-    let plan = parsed(&answer.json)?;
+    show(&parsed(&answer.json)?, apply, out);
+    Ok(())
+}
+
+/// A plan, whoever made it; one from files says less.
+pub fn show(plan: &Value, is_carried_out: bool, out: &Out) {
     if out.is_json() {
-        out.json(&plan);
-        return Ok(());
+        return out.json(plan);
     }
     out.list(
-        rows(&plan, "decisions"),
+        rows(plan, "decisions"),
         &[
             text("SUBJECT"),
             text("ACTION"),
             text("SITE"),
             text("TRIGGERS"),
-            figure("SCORE, IN ONE LINE"),
+            text("SCORE, IN ONE LINE"),
         ],
         |d| {
             ["subject", "action", "site", "triggers", "line"]
                 .map(|k| words(&d[k]))
                 .into()
         },
-        "Nothing may have to move: no node owns a volume.",
+        "Nothing may have to move: no node owns a volume, or the fleet file has no [[subject]] tables.",
     );
     for (subject, needs) in plan["needs"].as_object().into_iter().flatten() {
         let each = needs.as_array().into_iter().flatten().map(|n| {
@@ -88,7 +92,7 @@ pub async fn plan(apply: bool, controller: &str, out: &Out) -> Result<(), Failur
             "{subject}: {volumes} kept ready at {site} on {nodes}"
         ));
     }
-    for note in rows(&plan, "notes") {
+    for note in rows(plan, "notes") {
         out.line(format!("note: {}", words(note)));
     }
     out.line(format!(
@@ -96,9 +100,8 @@ pub async fn plan(apply: bool, controller: &str, out: &Out) -> Result<(), Failur
         words(&plan["prices"]),
         words(&plan["currency"]),
         words(&plan["mode"]),
-        if apply { ": carried out" } else { "" }
+        if is_carried_out { ": carried out" } else { "" }
     ));
-    Ok(())
 }
 
 /// `forerun plan --review`.

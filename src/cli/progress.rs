@@ -40,6 +40,12 @@ impl Progress {
         Progress { bar }
     }
 
+    /// Whether there is a terminal to show it on.
+    #[must_use]
+    pub fn is_seen(&self) -> bool {
+        !self.bar.is_hidden()
+    }
+
     /// Change the words.
     pub fn say(&self, words: String) {
         self.bar.set_message(words);

@@ -97,7 +97,10 @@ pub fn run(args: Args, out: &Out) -> Result<(), Failure> {
         shards: usize::from(args.shards),
         pin: args.pin,
     };
-    serve(&options, |uri| out.line(uri))?;
+    serve(&options, |uri| match out.is_json() {
+        true => out.json(&serde_json::json!({ "uri": uri })),
+        false => out.line(uri),
+    })?;
     Ok(())
 }
 

@@ -57,11 +57,10 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
             metric: Metric::MACHINE[i % METRICS],
         })
         .collect();
-    let failed = |e: node::Error| Failure::new(e.to_string());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
         .map_err(|e| Failure::new(format!("start a runtime: {e}")))?;
-    let kept = Kept::open(&args.file, STEP_SECONDS as u32, args.days as u32).map_err(failed)?;
+    let kept = Kept::open(&args.file, STEP_SECONDS as u32, args.days as u32)?;
 
     let started = Instant::now();
     // One point more than whole days: it closes the last of them.
@@ -77,7 +76,7 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
             .map(|(i, key)| (key.clone(), value(i)));
         let at = point as i64 * STEP_SECONDS;
         let append = kept.append(at, at, samples.collect());
-        runtime.block_on(append).map_err(failed)?;
+        runtime.block_on(append)?;
     }
     let write_seconds = started.elapsed().as_secs_f64();
 
@@ -88,10 +87,10 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
         step: STEP_SECONDS as u32,
     };
     let mut samples = 0;
-    for series in kept.walk(always, |_| true).map_err(failed)? {
-        samples += series.map_err(failed)?.1.len() as u64;
+    for series in kept.walk(always, |_| true)? {
+        samples += series?.1.len() as u64;
     }
-    let bytes = kept.bytes().map_err(failed)?;
+    let bytes = kept.bytes()?;
     let answer = Answer {
         vms: args.vms,
         samples,
