@@ -1,5 +1,4 @@
 //! The controller's configuration.
-
 //!
 //! ```toml
 //! listen = "10.9.0.1:7400"
@@ -83,6 +82,8 @@ pub struct ProvisionConfig {
     pub retry_seconds: u64,
     /// How often a step is tried.
     pub tries: u32,
+    /// How often Terraform is asked whether a site is still what it made; 0 is never.
+    pub drift_seconds: u64,
 }
 
 impl Default for ProvisionConfig {
@@ -101,6 +102,7 @@ impl Default for ProvisionConfig {
             lock_seconds: limits.lock.as_secs(),
             retry_seconds: backoff.first.as_secs(),
             tries: backoff.tries,
+            drift_seconds: 3600,
         }
     }
 }
@@ -174,6 +176,11 @@ pub struct PlanningConfig {
     pub calendar: Option<PathBuf>,
     /// Whether volumes that were moved because of an event come back after it.
     pub return_home: bool,
+    /// Whether the copy that such a volume left at home is removed after the event, where it does not come
+    /// back.
+    pub remove_old_copy: bool,
+    /// Lists of volumes that are kept on nodes of their own, because they must not fail together.
+    pub apart: Vec<Vec<String>>,
     /// What seeding may take to sites that are not configured, in MiB a second.
     pub bandwidth_mib: u64,
     /// Days of history that are kept; 30 of 10,000 VMs take a gigabyte.
@@ -193,6 +200,8 @@ impl Default for PlanningConfig {
             policy: None,
             calendar: None,
             return_home: true,
+            remove_old_copy: false,
+            apart: Vec::new(),
             bandwidth_mib: 100,
             history_days: 30,
             source: Vec::new(),
@@ -303,6 +312,7 @@ impl Config {
     /// Refuse what would hand the fleet to the network, and what contradicts itself.
     pub fn check(&self) -> Result<()> {
         self.check_sites()?;
+        self.check_planning()?;
         if self.listen.ip().is_loopback() || self.allow_plaintext {
             return Ok(());
         }
@@ -331,7 +341,37 @@ impl Config {
                 return invalid(format!("site {} is there twice", site.name));
             }
         }
+        let bad = |s: &&SiteConfig| {
+            let is_number = s.latency_ms.is_finite() && s.bandwidth_mib.is_finite();
+            !is_number || s.latency_ms < 0.0 || s.bandwidth_mib <= 0.0
+        };
+        if let Some(site) = self.site.iter().find(bad) {
+            return invalid(format!(
+                "site {}: latency_ms = {} and bandwidth_mib = {} must be numbers, the bandwidth above \
+                 zero",
+                site.name, site.latency_ms, site.bandwidth_mib
+            ));
+        }
+        let state = self.provision.as_ref().map(|p| p.state.ip());
+        if let Some(state) = state.filter(|ip| !ip.is_loopback()) {
+            return invalid(format!(
+                "provision: state = \"{state}\": states hold what a fleet is made of and travel \
+                 unencrypted; use a loopback address"
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_planning(&self) -> Result<()> {
+        let invalid = |why: String| Err(Error::new(ErrorKind::Invalid, why));
         if let Some(p) = &self.planning {
+            if p.return_home && p.remove_old_copy {
+                return invalid(
+                    "planning: remove_old_copy = true: volumes that come back (return_home) need the copy \
+                     that they left; say return_home = false, or leave the copy"
+                        .into(),
+                );
+            }
             if p.period_seconds == 0 || p.day_seconds < p.period_seconds {
                 return invalid(format!(
                     "planning: period_seconds = {} and day_seconds = {}: a period is at least a second \
@@ -355,24 +395,6 @@ impl Config {
                     s.node, s.metric
                 ));
             }
-        }
-        let bad = |s: &&SiteConfig| {
-            let is_number = s.latency_ms.is_finite() && s.bandwidth_mib.is_finite();
-            !is_number || s.latency_ms < 0.0 || s.bandwidth_mib <= 0.0
-        };
-        if let Some(site) = self.site.iter().find(bad) {
-            return invalid(format!(
-                "site {}: latency_ms = {} and bandwidth_mib = {} must be numbers, the bandwidth above \
-                 zero",
-                site.name, site.latency_ms, site.bandwidth_mib
-            ));
-        }
-        let state = self.provision.as_ref().map(|p| p.state.ip());
-        if let Some(state) = state.filter(|ip| !ip.is_loopback()) {
-            return invalid(format!(
-                "provision: state = \"{state}\": states hold what a fleet is made of and travel \
-                 unencrypted; use a loopback address"
-            ));
         }
         Ok(())
     }

@@ -202,7 +202,7 @@ fn refuse(ask: &Ask, node: &NodeView, limits: &Limits, taken: &Reservations) -> 
     if !node.available {
         Some("does not answer or is being emptied".into())
     } else if ask.avoid.contains(&node.name) || ask.avoid.contains(&node.site) {
-        Some("the volume is there, or an event touches it".into())
+        Some("the volume is there, one that is kept apart from it, or an event touches it".into())
     } else if ask.avoid_domains.contains(&node.domain) {
         Some(format!("failure domain {} is taken", node.domain))
     } else if let Some(group) = ask.group.as_ref().filter(|g| hosts_group(g)) {

@@ -154,8 +154,9 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
                     return Err(Error::new(
                         ErrorKind::Denied,
                         format!(
-                            "make a node at site {}: it is quarantined because {why}",
-                            operation.site
+                            "make a node at site {site}: it is quarantined because {why}. When that is mended: \
+                             forerun provision end-quarantine {site}",
+                            site = operation.site
                         ),
                     ));
                 }
@@ -261,6 +262,15 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
             running += usize::from(operation.next().is_some());
         }
         Ok(running)
+    }
+
+    /// Whether a site is no longer what was made there. Nothing is asked where nothing was made.
+    ///
+    /// # Errors
+    /// The store or Terraform fails.
+    pub async fn drifted(&self, site: &str) -> Result<bool, Failed> {
+        let nodes = self.nodes().await?;
+        Ok(nodes.iter().any(|n| n.site == site) && self.provisioner.drifted(site).await?)
     }
 
     /// Operations, as logged.

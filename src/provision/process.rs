@@ -54,7 +54,7 @@ pub fn run(
             Failed::new(
                 Class::Missing,
                 format!(
-                    "start {program}: {e}. Install Terraform 1.11 or OpenTofu, or set its path"
+                    "start {program}: {e}. Install Terraform 1.8 or later, or OpenTofu, or set its path"
                 ),
             )
         })?;

@@ -1,7 +1,7 @@
 //! Volumes that a plan moved away from home, because of an event or of load there, and that come back.
 
 use super::view::maintenance;
-use super::{Controller, Nodes, Planned, Planning, Rules, book, now};
+use super::{Controller, Nodes, Planned, Planning, PlanningConfig, Rules, book, now};
 use crate::fleet::Volume;
 use crate::planner::{EventKind, Relief, Seconds, UnixTime};
 use crate::store::{Store, Transaction};
@@ -155,7 +155,8 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         })
     }
 
-    /// Volumes whose home is there again, with no maintenance near, come back.
+    /// Volumes whose home is there again, with no maintenance near, come back; or where they stay away, what
+    /// they left there goes.
     pub(super) async fn come_home(
         &self,
         planning: &Planning,
@@ -183,7 +184,12 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 Cause::Event => !matches!(relief, Some(Relief::Leave(_))),
                 Cause::Load => relief == Some(&Relief::Return),
             };
-            if !planning.config.return_home
+            let PlanningConfig {
+                return_home,
+                remove_old_copy,
+                ..
+            } = planning.config;
+            if !(return_home || remove_old_copy)
                 || !calm
                 || !settled
                 || self.is_due_away(rules, &away).await?
@@ -191,6 +197,13 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 continue;
             }
             let alive = self.inner.presence.word(&home).is_some_and(|w| w.alive);
+            if !return_home {
+                // a node that is silent is not asked, or the volume would be busy until it is back
+                if alive && self.drop_copy(&v, &home).await? {
+                    self.put_away(&name, None).await?;
+                }
+                continue;
+            }
             if !alive {
                 planned.notes.push(format!(
                     "{volume} waits for its home {home}, which is silent"

@@ -13,6 +13,7 @@
 //! killed makes the same plan when it is there again. What is begun is read from the commitments and not from
 //! the plan that made them: a controller that dies after the transaction finds them and goes on.
 
+mod apart;
 mod away;
 mod book;
 mod carry;
@@ -375,23 +376,6 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             t.write.push((all[0].0.clone(), None));
         }
         t.write.push((key, Some(bytes)));
-        Ok(())
-    }
-
-    /// An event that no record goes with, about anything.
-    pub(super) async fn announce(
-        &self,
-        kind: &'static str,
-        node: &str,
-        text: String,
-    ) -> Result<()> {
-        let happening = Happening {
-            kind,
-            node: node.to_owned(),
-            volume: String::new(),
-            text,
-        };
-        self.commit(Transaction::default(), vec![happening]).await?;
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 //! then with what happened. Needs that had not been said by then are counted, and the planner scores with how
 //! often they come.
 
+use super::view::CAPACITY;
 use super::{Controller, Nodes, Planned, Planning, Rules, book, now};
 use crate::planner::{
     Decision, EventKind, Foresight, Outcome, Outlook, Review, Score, Seconds, UnixTime,
@@ -17,8 +18,6 @@ const NEEDS: &str = "plan/needs";
 const LIKELY: f64 = 0.5;
 /// Predictions kept: a week of one subject, a day of seven.
 const KEPT: usize = 2000;
-/// All that a node has.
-const CAPACITY: f64 = 1.0;
 
 /// What was said, and what came of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

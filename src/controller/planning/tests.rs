@@ -5,6 +5,7 @@ use super::ingest::{of_node, of_volume};
 mod bad_input;
 mod foretold;
 mod needs;
+mod old_copy;
 
 use super::*;
 use crate::controller::records::{put_node, put_volume};
@@ -74,20 +75,11 @@ impl Rig {
             controller: None,
         };
         rig.start().await;
+        let (name, owner) = ("v".parse().unwrap(), "a".parse().unwrap());
         let volume = Volume {
-            name: "v".parse().unwrap(),
-            id: node::VolumeId([1; 16]),
-            size_bytes: 1 << 30,
-            image_path: None,
             status: Status::Ready,
-            owner: "a".parse().unwrap(),
             generation: 1,
-            replicas: Vec::new(),
-            forwarding_from: None,
-            taken: 0,
-            offered_to: None,
-            left_on: vec![],
-            operation: None,
+            ..Volume::new(name, node::VolumeId([1; 16]), 1 << 30, owner)
         };
         let mut t = Transaction::default();
         put_node(&mut t, &a_node("a", "home")).unwrap();

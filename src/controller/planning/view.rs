@@ -3,6 +3,7 @@
 //! A subject is a node with the volumes that are at home there: those that it owns, and those that a
 //! plan moved away from it and that will come back.
 
+use super::apart::keep_apart;
 use super::book::Began;
 use super::outlook::{self, Demand, Home, Past, Stated};
 use super::{Planning, Rules, now};
@@ -110,6 +111,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             let counted = counted.get(home).map(|n| n.counted).unwrap_or_default();
             subject.unannounced = counted.unforeseen();
             subject.missed_share = Some(counted.missed_share(rules.policy.missed_share));
+            keep_apart(&mut subject.moving, &planning.config.apart, &volumes);
             subjects.push(subject);
         }
         let provisioned = self.provisioned_sites().await?;

@@ -19,7 +19,6 @@ use world::Site;
 
 use super::ask::hash;
 use super::config::{Config, ProvisionConfig};
-use super::records::Happening;
 use super::{Controller, Nodes, unix_ms};
 use crate::fleet::OperationId;
 use crate::planner::Prices;
@@ -33,7 +32,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
@@ -51,6 +50,8 @@ pub(super) struct Provisioning<S, N> {
     root: PathBuf,
     program: PathBuf,
     prices: Option<PathBuf>,
+    /// How often to look for drift, if at all.
+    drift: Option<Duration>,
     wake: Notify,
 }
 
@@ -185,6 +186,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             root,
             program: p.terraform.clone(),
             prices: config.prices.clone(),
+            drift: (p.drift_seconds > 0).then(|| seconds(p.drift_seconds)),
             wake: Notify::new(),
         };
         let provisioning = Arc::new(provisioning);
@@ -213,10 +215,14 @@ impl<S: Store, N: Nodes> Controller<S, N> {
     async fn keep_driving(self, p: Arc<Provisioning<S, N>>, site: String) {
         let mut told: BTreeMap<String, Stage> = BTreeMap::new();
         let mut is_first = true;
+        let mut drift = Drift::default();
         loop {
             let woken = p.wake.notified();
             let pause = match p.lifecycle.drive(&site, unix_ms() / 1000).await {
-                Ok(0) => IDLE,
+                Ok(0) => {
+                    self.look_for_drift(&p, &site, &mut drift).await;
+                    p.drift.map_or(IDLE, |every| every.min(IDLE))
+                }
                 Ok(_) => LOOK_AGAIN,
                 Err(e) => {
                     tracing::warn!("provisioning at site {site}: {e}; trying again");
@@ -245,6 +251,30 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         }
     }
 
+    /// Nothing is under way at a site, so what differs from what was made there is somebody else's doing.
+    async fn look_for_drift(&self, p: &Provisioning<S, N>, site: &str, drift: &mut Drift) {
+        if p.drift.is_none_or(|every| drift.looked.elapsed() < every) {
+            return;
+        }
+        drift.looked = Instant::now();
+        let drifted = match p.lifecycle.drifted(site).await {
+            Ok(drifted) => drifted,
+            Err(e) => return tracing::warn!("look for drift at site {site}: {e}"),
+        };
+        if drifted && !drift.is_told {
+            let text = format!(
+                "site {site} is not what was made there: something was changed or removed by others. Nothing \
+                 is put right by itself; `forerun node-list` shows which nodes are there, and `forerun \
+                 provision retire NODE` and `grow` make them anew"
+            );
+            tracing::warn!("{text}");
+            if let Err(e) = self.announce("site-drifted", "", text).await {
+                tracing::warn!("{e}");
+            }
+        }
+        drift.is_told = drifted;
+    }
+
     async fn tell_of(&self, o: &Operation) -> Result<()> {
         let what = format!("{} of node {} at {}", show::verb(&o.kind), o.node, o.site);
         let why = o.error.as_deref().unwrap_or_default();
@@ -254,14 +284,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             Stage::Done => ("operation-done", format!("{what} done")),
             Stage::Failed => ("operation-failed", format!("{what} failed: {why}")),
         };
-        let happening = Happening {
-            kind,
-            node: o.node.clone(),
-            volume: String::new(),
-            text,
-        };
-        self.commit(Transaction::default(), vec![happening]).await?;
-        Ok(())
+        self.announce(kind, &o.node, text).await
     }
 
     /// A command that is about nodes, logged and begun; `None` for any other.
@@ -454,6 +477,21 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             ));
         }
         p.lifecycle.end_quarantine(site).await
+    }
+}
+
+/// What is known of whether a site is still what was made there.
+struct Drift {
+    looked: Instant,
+    is_told: bool,
+}
+
+impl Default for Drift {
+    fn default() -> Drift {
+        Drift {
+            looked: Instant::now(),
+            is_told: false,
+        }
     }
 }
 
