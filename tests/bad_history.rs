@@ -123,6 +123,13 @@ impl Files {
         self.run(&[&["plan"], &from[..]].concat())
     }
 
+    /// The plan does nothing and says why.
+    fn does_nothing_because(&self, why: &str) {
+        let (notes, decision) = self.planned();
+        assert!(notes.contains(why), "{why:?} is not in: {notes}");
+        assert_eq!(decision["action"], "nothing", "{decision}");
+    }
+
     /// The plan's notes and its decision.
     fn planned(&self) -> (String, Value) {
         let plan = self.plan().json();
@@ -144,13 +151,10 @@ fn an_empty_history_is_an_error_or_only_events_count() {
     files.plan().refused(&["a.csv", "a header line"]);
     files.history(&[]);
     files.forecast().refused(&["a.csv", "no samples"]);
-    let (notes, decision) = files.planned();
-    assert!(notes.contains("no samples: only events count"), "{notes}");
-    assert_eq!(decision["action"], "nothing");
+    files.does_nothing_because("no samples: only events count");
     files.history(&steady(5, |_| 95.0));
     files.forecast().refused(&["5 points and 12 are needed"]);
-    let (notes, _) = files.planned();
-    assert!(notes.contains("5 points and 12 are needed"), "{notes}");
+    files.does_nothing_because("5 points and 12 are needed");
     std::fs::remove_file(files.path("a.csv")).unwrap();
     files.forecast().refused(&["a.csv", "No such file"]);
     files.plan().refused(&["a.csv", "No such file"]);
@@ -175,12 +179,7 @@ fn what_is_no_number_is_left_out_and_said() {
     let files = Files::new();
     files.history(&steady(400, |_| f64::NAN));
     files.forecast().refused(&["a.csv", "no finite value"]);
-    let (notes, decision) = files.planned();
-    assert!(
-        notes.contains("no finite value: only events count"),
-        "{notes}"
-    );
-    assert_eq!(decision["action"], "nothing");
+    files.does_nothing_because("no finite value: only events count");
     files.history(&steady(400, |i| match i % 50 {
         3 => f64::NAN,
         4 => f64::INFINITY,
@@ -193,8 +192,7 @@ fn what_is_no_number_is_left_out_and_said() {
         said.err
     );
     assert_eq!(said.json()["window_max"]["0.95"], 7.0);
-    let (notes, _) = files.planned();
-    assert!(notes.contains("repaired 16 values not finite"), "{notes}");
+    files.does_nothing_because("repaired 16 values not finite");
     files.put("a.csv", "timestamp,value\n0,much\n");
     files.forecast().refused(&["line 2", "`much` is no number"]);
     files.plan().refused(&["line 2", "`much` is no number"]);
@@ -223,11 +221,7 @@ fn a_clock_that_went_back_is_put_in_order_and_said() {
         said.err
     );
     assert_eq!(said.json()["step_seconds"], STEP);
-    let (notes, _) = files.planned();
-    assert!(
-        notes.contains("1 stamps out of order, 12 duplicates"),
-        "{notes}"
-    );
+    files.does_nothing_because("1 stamps out of order, 12 duplicates");
 }
 
 /// Its clock was ahead, or the plan is made as of a time in the past: what comes later was silently taken for
@@ -238,23 +232,14 @@ fn what_lies_ahead_of_a_plan_does_not_count_and_is_said() {
     let mut samples = steady(400, |_| 7.0);
     samples.extend((1..=24).map(|i| (NOW + i * STEP, 99.0)));
     files.history(&samples);
-    let (notes, decision) = files.planned();
-    assert!(
-        notes.contains("24 samples are of times after the plan's"),
-        "{notes}"
-    );
-    assert_eq!(decision["action"], "nothing", "{decision}");
+    files.does_nothing_because("24 samples are of times after the plan's");
     // and one that ended long ago is said to have
     let old: Vec<_> = steady(400, |_| 7.0)
         .iter()
         .map(|s| (s.0 - 86_400, s.1))
         .collect();
     files.history(&old);
-    let (notes, _) = files.planned();
-    assert!(
-        notes.contains("it ends 86400 s before the plan's time"),
-        "{notes}"
-    );
+    files.does_nothing_because("it ends 86400 s before the plan's time");
 }
 
 #[test]

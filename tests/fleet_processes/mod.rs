@@ -14,22 +14,23 @@
     reason = "each test file is a crate of its own and uses a part of this"
 )]
 
+#[path = "../daemon/mod.rs"]
+mod daemon;
 pub mod link;
 pub mod load;
 pub mod owners;
 pub mod scene;
 
+use daemon::Daemon;
 use link::Link;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use proto::v1::node_client::NodeClient;
 use proto::v1::{ReplicaReport, StatusRequest, VolumeReport, VolumeRole};
 use serde_json::Value;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
@@ -71,62 +72,6 @@ pub enum Who {
     Controller,
     Source,
     Target,
-}
-
-struct Daemon {
-    child: Child,
-    /// Open, or a daemon that says more would fail.
-    _stdout: BufReader<ChildStdout>,
-    ready: Value,
-}
-
-impl Daemon {
-    fn start(args: &[&str], log: &Path) -> Daemon {
-        let log = File::options().create(true).append(true).open(log).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_forerun"))
-            .args(args)
-            .args(["--output", "json"])
-            .env_remove("RUST_LOG")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        stdout.read_line(&mut line).unwrap();
-        let ready = serde_json::from_str(&line).expect("the daemon did not say that it is ready");
-        Daemon {
-            child,
-            _stdout: stdout,
-            ready,
-        }
-    }
-
-    fn said(&self, field: &str) -> SocketAddr {
-        self.ready[field].as_str().unwrap().parse().unwrap()
-    }
-
-    fn terminate(mut self) -> ExitStatus {
-        let pid = i32::try_from(self.child.id()).unwrap();
-        kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
-        let until = Instant::now() + PATIENCE;
-        while Instant::now() < until {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        panic!("it does not end on SIGTERM");
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // SIGKILL: what a test ends is never asked to tidy up.
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
 }
 
 /// A command of the command line that runs beside the test.
@@ -236,7 +181,7 @@ impl Fleet {
             Who::Source => &mut self.nodes[0],
             Who::Target => &mut self.nodes[1],
         };
-        let status = daemon.take().unwrap().terminate();
+        let status = daemon.take().unwrap().terminate(PATIENCE);
         assert!(status.success(), "{who:?} ended with {status}");
     }
 
@@ -270,11 +215,10 @@ impl Fleet {
 
     /// SIGTERM to the nodes, which must end well.
     pub fn stop_nodes(&mut self) {
-        for node in self.nodes.iter_mut().flatten() {
-            let pid = Pid::from_raw(i32::try_from(node.child.id()).unwrap());
-            kill(pid, Signal::SIGTERM).unwrap();
-            let status = node.child.wait().unwrap();
-            assert!(status.success(), "a node ended with {status}");
+        for node in &mut self.nodes {
+            if let Some(status) = node.take().map(|n| n.terminate(PATIENCE)) {
+                assert!(status.success(), "a node ended with {status}");
+            }
         }
     }
 
@@ -303,18 +247,20 @@ impl Fleet {
     }
 
     pub fn signal(&self, who: Who, signal: Signal) {
-        let pid = self.pid(who).unwrap();
-        kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+        kill(self.daemon(who).unwrap().pid(), signal).unwrap();
     }
 
     /// `None` while it is dead.
     pub fn pid(&self, who: Who) -> Option<u32> {
-        let daemon = match who {
-            Who::Controller => &self.controller,
-            Who::Source => &self.nodes[0],
-            Who::Target => &self.nodes[1],
-        };
-        daemon.as_ref().map(|d| d.child.id())
+        Some(self.daemon(who)?.pid().as_raw().cast_unsigned())
+    }
+
+    fn daemon(&self, who: Who) -> Option<&Daemon> {
+        match who {
+            Who::Controller => self.controller.as_ref(),
+            Who::Source => self.nodes[0].as_ref(),
+            Who::Target => self.nodes[1].as_ref(),
+        }
     }
 
     /// What node b receives.
@@ -380,9 +326,8 @@ impl Fleet {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_forerun"));
+        let mut command = forerun(&["--controller", &self.controller_at.to_string()]);
         command
-            .args(["--controller", &self.controller_at.to_string()])
             .args(args)
             .args(["--output", "json"])
             .env_remove("RUST_LOG");
@@ -457,11 +402,18 @@ fn addresses() -> [Ipv4Addr; 4] {
     [0, 1, 2, 3].map(|i| Ipv4Addr::new(127, high % 100 + 100, low, first + i))
 }
 
+fn forerun(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_forerun"));
+    command.args(args);
+    command
+}
+
 fn controller(dir: &Path, at: SocketAddr) -> Daemon {
     let data = dir.join("controller");
     let args = ["controller", "--listen", &at.to_string(), "--data"];
-    let data = data.to_str().unwrap();
-    Daemon::start(&[&args[..], &[data]].concat(), &dir.join("controller.log"))
+    let mut command = forerun(&args);
+    command.arg(data);
+    Daemon::start(command, &dir.join("controller.log"))
 }
 
 fn name(index: usize) -> &'static str {
@@ -472,7 +424,7 @@ fn node(dir: &Path, index: usize, more: &[&str]) -> Daemon {
     let config = dir.join(format!("{}.toml", name(index)));
     let log = dir.join(format!("{}.log", name(index)));
     let args = ["node", "--config", config.to_str().unwrap()];
-    Daemon::start(&[&args[..], more].concat(), &log)
+    Daemon::start(forerun(&[&args[..], more].concat()), &log)
 }
 
 fn write_config(

@@ -1,13 +1,16 @@
 //! A controller that provisions at site west, node a with a volume, and what can be seen of both
 //! from outside: the command line, /proc, the directory, the store.
 
+#[path = "../daemon/mod.rs"]
+mod daemon;
+
+use daemon::Daemon;
 use forerun::store::{Embedded, Store};
 use serde_json::Value;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Longer than anything here takes on a busy machine; a hang fails by it.
@@ -27,20 +30,6 @@ shapes = [
   { name = "large", cpus = 256, memory_gib = 8192, storage_gib = 200, hour = 0.2 },
 ]
 "#;
-
-struct Daemon {
-    child: Child,
-    _stdout: BufReader<ChildStdout>,
-    ready: Value,
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // SIGKILL: what a test ends is never asked to tidy up.
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
 
 /// A command that runs beside the test; ended when it is dropped.
 pub struct Asked(Child);
@@ -216,7 +205,8 @@ impl Rig {
         self.dir.path().join(name)
     }
 
-    fn forerun(&self, args: &[&str]) -> Command {
+    /// In the namespace of everything but the nodes that are made.
+    fn program(&self, args: &[&str]) -> Command {
         let binary = env!("CARGO_BIN_EXE_forerun");
         let mut command = match &self.inside {
             Some(name) => {
@@ -226,36 +216,26 @@ impl Rig {
             }
             None => Command::new(binary),
         };
-        if args[0] != "controller" && args[0] != "node" {
-            // a command that waits for ever must not hide the logs
-            let mut bounded = Command::new("timeout");
-            bounded.arg(PATIENCE.as_secs().to_string());
-            bounded.arg(command.get_program()).args(command.get_args());
-            command = bounded;
-        }
-        command
-            .args(args)
-            .args(["--output", "json"])
-            .env_remove("RUST_LOG")
-            .stdin(Stdio::null());
+        command.args(args);
         command
     }
 
+    fn forerun(&self, args: &[&str]) -> Command {
+        let program = self.program(args);
+        // a command that waits for ever must not hide the logs
+        let mut bounded = Command::new("timeout");
+        bounded
+            .arg(PATIENCE.as_secs().to_string())
+            .arg(program.get_program())
+            .args(program.get_args())
+            .args(["--output", "json"])
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null());
+        bounded
+    }
+
     fn daemon(&self, name: &str, args: &[&str]) -> Daemon {
-        let log = self.path(&format!("{name}.log"));
-        let log = File::options().create(true).append(true).open(log).unwrap();
-        let mut child = (self.forerun(args).stdout(Stdio::piped()).stderr(log))
-            .spawn()
-            .unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        stdout.read_line(&mut line).unwrap();
-        let ready = serde_json::from_str(&line).expect("the daemon did not say that it is ready");
-        Daemon {
-            child,
-            _stdout: stdout,
-            ready,
-        }
+        Daemon::start(self.program(args), &self.path(&format!("{name}.log")))
     }
 
     pub fn kill_controller(&mut self) {
@@ -274,7 +254,7 @@ impl Rig {
             &at,
         ];
         let daemon = self.daemon("controller", &args);
-        self.controller_at = daemon.ready["listening"].as_str().unwrap().parse().unwrap();
+        self.controller_at = daemon.said("listening");
         self.controller = Some(daemon);
     }
 
@@ -364,8 +344,13 @@ impl Rig {
             .collect()
     }
 
+    /// What Terraform runs in.
+    pub fn site(&self) -> PathBuf {
+        self.path("controller/provision/west")
+    }
+
     pub fn directory(&self, node: &str) -> PathBuf {
-        self.path("controller/provision/west/nodes").join(node)
+        self.site().join("nodes").join(node)
     }
 
     /// Nodes that Terraform started and that run.
