@@ -201,3 +201,35 @@ fn a_terraform_that_is_absent_or_out_of_quota_is_an_error_and_leaves_nothing() {
     let e = rig.refused(&GROW);
     assert!(e.contains("VcpuLimitExceeded"), "{e}");
 }
+
+/// Somebody changes by hand what Terraform made. The built-in module reads nothing back, so an output stands for
+/// what a provider would.
+#[test]
+fn what_others_changed_at_a_site_is_told_once() {
+    let Some(rig) = Rig::start(&["drift_seconds = 1"]) else {
+        return;
+    };
+    let site = rig.site();
+    std::fs::create_dir_all(&site).unwrap();
+    let probe = "output \"probe\" { value = file(\"probe.txt\") }";
+    std::fs::write(site.join("probe.tf"), probe).unwrap();
+    std::fs::write(site.join("probe.txt"), "as it was made").unwrap();
+    rig.run(&[&GROW[..], &["--node", "w1"]].concat());
+    let told = || {
+        let events = rig.lines(&["events"]);
+        events
+            .iter()
+            .filter(|e| e["kind"] == "site-drifted")
+            .count()
+    };
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert_eq!(told(), 0, "nothing has changed");
+    std::fs::write(site.join("probe.txt"), "somebody was here").unwrap();
+    rig.until("the drift is told", || (told() > 0).then_some(()));
+    assert_eq!(
+        rig.node("w1").unwrap()["alive"],
+        true,
+        "and nothing is done"
+    );
+    assert_eq!(told(), 1);
+}
