@@ -15,10 +15,13 @@
 use crate::buffered::Inline;
 use crate::io::{Io, Stage, Work};
 use crate::open::ImageFile;
+use crate::turns::Turns;
 use crate::zero::Sparse;
 use block::{AlignedBuf, Span};
 use nix::errno::Errno;
 use ring::{Data, Done, FileId, Ring, Token};
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
@@ -43,6 +46,18 @@ pub struct Image {
     inline: Inline,
     /// The file system can read from the page cache alone.
     reads_cached: bool,
+    turns: Turns,
+    /// Reads that wait for their turn; no more than the caller has requests.
+    held: VecDeque<DiskRead>,
+}
+
+/// A read past the page cache.
+#[derive(Debug)]
+struct DiskRead {
+    offset: u64,
+    buf: AlignedBuf,
+    range: Range<usize>,
+    token: Token,
 }
 
 impl Image {
@@ -57,6 +72,8 @@ impl Image {
             sparse: Sparse::new(file.punches),
             inline: Inline::default(),
             reads_cached: true,
+            turns: Turns::default(),
+            held: VecDeque::new(),
         }
     }
 
@@ -225,7 +242,15 @@ impl Image {
         let spills = io.wide.end() > self.size;
         let range = io.moved..buf.len();
         match (io.work == Work::Read, self.buffered) {
-            (true, Some(_)) => ring.read(self.main, offset, buf, range, token),
+            (true, Some(_)) => self.disk_read(
+                ring,
+                DiskRead {
+                    offset,
+                    buf,
+                    range,
+                    token,
+                },
+            ),
             (true, None) => return self.cached_read(ring, io, token, buf),
             (false, Some(buffered)) if spills => {
                 let range = io.moved..(self.size - io.wide.offset) as usize;
@@ -235,6 +260,41 @@ impl Image {
             (false, None) => return self.buffered_write(ring, io, token, buf),
         }
         Progress::More
+    }
+
+    /// A read past the page cache, now or when its turn comes.
+    fn disk_read(&mut self, ring: &mut Ring, read: DiskRead) {
+        if self.held.is_empty() && self.turns.admits() {
+            self.fly(ring, read);
+        } else {
+            self.held.push_back(read);
+        }
+    }
+
+    fn fly(&mut self, ring: &mut Ring, read: DiskRead) {
+        self.turns.started(read.range.len());
+        ring.read(self.main, read.offset, read.buf, read.range, read.token);
+    }
+
+    /// All that the shard was woken for is known, and guests have not been answered: start the reads whose
+    /// turn has come, so that the disk works meanwhile. To be called in every turn.
+    pub fn take_turns(&mut self, ring: &mut Ring) {
+        self.turns.look(ring.now(), self.held.len());
+        let held = self.held.len();
+        while self.turns.admits()
+            && let Some(read) = self.held.pop_front()
+        {
+            self.fly(ring, read);
+        }
+        if self.held.len() < held {
+            ring.submit();
+        }
+    }
+
+    /// Reads under way that most likely end together: see [`Ring::await_together`].
+    #[must_use]
+    pub fn ending_together(&self) -> usize {
+        self.turns.together()
     }
 
     /// A read from the page cache: what is there is copied at once, and only what is missing is the
@@ -323,6 +383,9 @@ impl Image {
     ) -> Progress {
         if io.work != Work::Read && self.buffered.is_none() {
             self.inline.workers -= 1;
+        }
+        if io.work == Work::Read && self.buffered.is_some() {
+            self.turns.landed(io.wide.len as usize - io.moved);
         }
         if std::mem::take(&mut io.is_copied) {
             self.inline.copied();

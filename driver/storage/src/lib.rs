@@ -17,6 +17,7 @@ pub mod meta;
 pub mod mover;
 mod open;
 pub mod sparse;
+mod turns;
 mod zero;
 
 pub use image::{Image, Progress};

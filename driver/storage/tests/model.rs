@@ -6,6 +6,7 @@
 use block::{AlignedBuf, Span};
 use proptest::prelude::*;
 use ring::{Config, Done, Handler, Next, Ring, Shard};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use storage::{CacheMode, Image, ImageFile, Io, OpenOptions, Progress, Work};
 
@@ -13,6 +14,8 @@ type Answer = (Result<(), i32>, Vec<u8>);
 
 enum Ask {
     Do(Work, Span, Vec<u8>),
+    /// One of several reads at a time, each of a token above [`SYNC`].
+    ReadAt(u64, Span),
     /// A read that other requests wait beside.
     ReadInCompany(Span),
     Sync,
@@ -21,7 +24,8 @@ enum Ask {
 
 struct Driver {
     image: Image,
-    io: Option<Io>,
+    /// Under way, by token.
+    ios: BTreeMap<u64, Io>,
     answers: Sender<Answer>,
     stop: bool,
 }
@@ -30,9 +34,11 @@ const IO: u64 = 1;
 const SYNC: u64 = 2;
 
 impl Driver {
-    fn progress(&mut self, mut io: Io, progress: Progress) {
+    fn progress(&mut self, token: u64, mut io: Io, progress: Progress) {
         match progress {
-            Progress::More => self.io = Some(io),
+            Progress::More => {
+                self.ios.insert(token, io);
+            }
             Progress::Ended(outcome) => {
                 let place = io.payload();
                 let buf = io.take_buffer();
@@ -60,9 +66,10 @@ impl Handler for Driver {
                 .unwrap();
             return;
         }
-        let mut io = self.io.take().unwrap();
+        let token = done.token;
+        let mut io = self.ios.remove(&token).unwrap();
         let progress = self.image.completed(ring, &mut io, done);
-        self.progress(io, progress);
+        self.progress(token, io, progress);
     }
 
     fn message(&mut self, ring: &mut Ring, message: Ask) {
@@ -78,21 +85,29 @@ impl Handler for Driver {
                     io.set_buffer(buf);
                 }
                 let progress = self.image.start(ring, &mut io, IO);
-                self.progress(io, progress);
+                self.progress(IO, io, progress);
+            }
+            Ask::ReadAt(token, span) => {
+                let mut io = self.image.prepare(Work::Read, span);
+                io.set_buffer(AlignedBuf::zeroed(io.buffer_bytes()));
+                let progress = self.image.start(ring, &mut io, token);
+                self.progress(token, io, progress);
             }
             Ask::ReadInCompany(span) => {
                 let mut io = self.image.prepare(Work::Read, span);
                 io.set_buffer(AlignedBuf::zeroed(io.buffer_bytes()));
                 io.set_company();
                 let progress = self.image.start(ring, &mut io, IO);
-                self.progress(io, progress);
+                self.progress(IO, io, progress);
             }
             Ask::Sync => self.image.sync(ring, SYNC),
             Ask::Stop => self.stop = true,
         }
     }
 
-    fn turn(&mut self, _ring: &mut Ring) -> Next {
+    fn turn(&mut self, ring: &mut Ring) -> Next {
+        self.image.take_turns(ring);
+        ring.await_together(self.image.ending_together());
         if self.stop { Next::Stop } else { Next::Go }
     }
 
@@ -126,7 +141,7 @@ impl Rig {
         let shard = Shard::spawn(config, move |ring, _| {
             Ok(Driver {
                 image: Image::attach(file, ring),
-                io: None,
+                ios: BTreeMap::new(),
                 answers: sender,
                 stop: false,
             })
@@ -340,6 +355,43 @@ fn long_reads_in_company_are_whole_and_notice_a_file_that_became_shorter() {
         let (outcome, found) = read(0, MIB);
         assert_eq!(outcome, Ok(()), "{cache:?}");
         assert!(found == bytes[..MIB], "{cache:?} differs after errors");
+        rig.stop();
+    }
+}
+
+/// Whether a disk gets everything at once or in halves is tried in turns while guests read: no read may be
+/// lost or given another's bytes by that, and each must end.
+#[test]
+fn reads_that_waited_for_their_turn_end_with_their_own_bytes() {
+    const SECTORS: u64 = 4096;
+    for (depth, bytes) in [(4, 8192), (16, 4096), (33, 512)] {
+        let rig = Rig::new(SECTORS * 512, CacheMode::Direct);
+        let content: Vec<u8> = (0..SECTORS)
+            .flat_map(|s| s.to_le_bytes().repeat(64))
+            .collect();
+        std::fs::write(&rig.path, content).unwrap();
+        let mut asked = BTreeSet::new();
+        let mut reads = (0..3000).map(|i| i * 97 % (SECTORS - 16)).zip(SYNC + 1..);
+        let mut ask = |asked: &mut BTreeSet<u64>| {
+            if let Some((sector, token)) = reads.find(|(s, _)| !asked.contains(s)) {
+                asked.insert(sector);
+                let span = Span::new(sector * 512, bytes);
+                let sent = rig.shard.mailbox().send(Ask::ReadAt(token, span));
+                sent.map_err(|_| ()).unwrap();
+            }
+        };
+        (0..depth).for_each(|_| ask(&mut asked));
+        while !asked.is_empty() {
+            let patience = std::time::Duration::from_secs(20);
+            let (outcome, found) = rig.answers.recv_timeout(patience).unwrap();
+            assert_eq!(outcome, Ok(()));
+            let first = u64::from_le_bytes(found[..8].try_into().unwrap());
+            for (sector, bytes) in (first..).zip(found.chunks(512)) {
+                assert_eq!(bytes, sector.to_le_bytes().repeat(64), "depth {depth}");
+            }
+            assert!(asked.remove(&first), "sector {first} was answered twice");
+            ask(&mut asked);
+        }
         rig.stop();
     }
 }

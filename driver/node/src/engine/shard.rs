@@ -162,10 +162,15 @@ impl Handler for EngineShard {
             }
             self.relieve(ring);
         }
+        for (_, cell) in &mut self.volumes {
+            cell.image.take_turns(ring);
+        }
         std::mem::swap(&mut self.ready, &mut self.replying);
         while let Some(c) = self.replying.pop() {
             self.answer_client(ring, c);
         }
+        let together = self.volumes.iter().map(|(_, v)| v.image.ending_together());
+        ring.await_together(together.sum());
         match self.stopping {
             Some(_) if self.volumes.is_empty() => Next::Stop,
             Some(at) if now >= at => {
