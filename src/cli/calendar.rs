@@ -33,7 +33,7 @@ pub struct Add {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "kind", "at", "lasts"])]
     file: Option<PathBuf>,
     /// maintenance (everything must be elsewhere) or spike (demand grows)
-    #[arg(long, required_unless_present = "file")]
+    #[arg(long, required_unless_present = "file", value_parser = ["maintenance", "spike"], hide_possible_values = true)]
     kind: Option<String>,
     /// A node that it touches; may be given several times
     #[arg(long = "node", value_name = "NODE")]

@@ -228,7 +228,10 @@ async fn follow(
 fn words(o: &Operation) -> String {
     let what = format!("{} {}", o.verb, about(o));
     if !o.waiting.is_empty() {
-        return format!("{what}: waiting: {}", o.waiting);
+        // of a node's life it is what happens to it
+        let is_of_node = o.volume.is_empty();
+        let waits = if is_of_node { "" } else { "waiting: " };
+        return format!("{what}: {waits}{}", o.waiting);
     }
     if let Some(p) = &o.cutover {
         return format!("{what}: {}", cutover_words(p));

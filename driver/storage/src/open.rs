@@ -220,6 +220,10 @@ fn explain_open(path: &Path, options: &OpenOptions, e: io::Error) -> Error {
                 e,
             )
         }
+        io::ErrorKind::IsADirectory => Error::io(
+            format!("open image {shown} (a raw image file or a block device can be served)"),
+            e,
+        ),
         _ => Error::io(format!("open image {shown}"), e),
     }
 }
