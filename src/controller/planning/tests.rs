@@ -2,6 +2,7 @@
 //! said something and are not there.
 
 use super::ingest::{of_node, of_volume};
+mod apart;
 mod bad_input;
 mod foretold;
 mod needs;

@@ -39,7 +39,7 @@ impl Rig {
     }
 
     /// Node b at west says that so much is free; and node a of its copy of v there, if it has one.
-    fn hear_of_b(&self, free: u64, copy: Option<ReplicaState>) {
+    pub(super) fn hear_of_b(&self, free: u64, copy: Option<ReplicaState>) {
         let presence = &self.controller().inner.presence;
         let beat = HeartbeatRequest {
             name: "b".into(),
