@@ -125,12 +125,12 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
                 Err(taken(&operation.id))
             };
         }
-        let changes = match &operation.kind {
+        let leaving = match &operation.kind {
             Kind::Grow => None,
             Kind::Retire => Some(&operation.node),
             Kind::Resize { old } => Some(old),
         };
-        if let Some(node) = changes {
+        if let Some(node) = leaving {
             let all = self.all::<Operation>(OPERATIONS).await?;
             if let Some(other) = (all.iter()).find(|o| o.next().is_some() && o.touches(node)) {
                 return Err(Error::new(
@@ -146,42 +146,12 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
             expect: vec![(key.clone(), None)],
             write: vec![(key, Some(encode(&operation)?))],
         };
-        let leaving = match (&operation.kind, spec) {
-            (Kind::Retire, _) => Some(operation.node.clone()),
-            (kind, Some(spec)) => {
-                let quarantine = format!("{QUARANTINE}{}", operation.site);
-                if let Some(why) = self.read::<String>(&quarantine).await? {
-                    return Err(Error::new(
-                        ErrorKind::Denied,
-                        format!(
-                            "make a node at site {site}: it is quarantined because {why}. When that is mended: \
-                             forerun provision end-quarantine {site}",
-                            site = operation.site
-                        ),
-                    ));
-                }
-                let record = NodeRecord {
-                    name: operation.node.clone(),
-                    site: operation.site.clone(),
-                    spec,
-                    made_by: operation.id.clone(),
-                    state: NodeState::Wanted,
-                };
-                let node = format!("{NODES}{}", operation.node);
-                begin.expect.push((node.clone(), None));
-                begin.write.push((node, Some(encode(&record)?)));
-                match kind {
-                    Kind::Resize { old } => Some(old.clone()),
-                    _ => None,
-                }
-            }
-            (_, None) => {
-                return Err(Error::new(
-                    ErrorKind::Invalid,
-                    format!("make node {}: no shape was given", operation.node),
-                ));
-            }
-        };
+        if operation.kind != Kind::Retire {
+            let record = self.new_node(&operation, spec).await?;
+            let node = format!("{NODES}{}", record.name);
+            begin.expect.push((node.clone(), None));
+            begin.write.push((node, Some(encode(&record)?)));
+        }
         if let Some(node) = leaving {
             let key = format!("{NODES}{node}");
             let bytes = self.store.get(&key).await?.ok_or_else(|| {
@@ -196,6 +166,33 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
             Commit::Done => Ok(operation),
             Commit::Conflict => Err(taken(&operation.id)),
         }
+    }
+
+    /// The record of a node that an operation is to make.
+    async fn new_node(&self, operation: &Operation, spec: Option<NodeSpec>) -> Result<NodeRecord> {
+        let site = &operation.site;
+        let spec = spec.ok_or_else(|| {
+            Error::new(
+                ErrorKind::Invalid,
+                format!("make node {}: no shape was given", operation.node),
+            )
+        })?;
+        if let Some(why) = self.read::<String>(&format!("{QUARANTINE}{site}")).await? {
+            return Err(Error::new(
+                ErrorKind::Denied,
+                format!(
+                    "make a node at site {site}: it is quarantined because {why}. When that is mended: \
+                     forerun provision end-quarantine {site}"
+                ),
+            ));
+        }
+        Ok(NodeRecord {
+            name: operation.node.clone(),
+            site: site.clone(),
+            spec,
+            made_by: operation.id.clone(),
+            state: NodeState::Wanted,
+        })
     }
 
     /// A node registers. Its token is good once: for the first identity that shows it, which may
