@@ -57,6 +57,10 @@ impl fmt::Display for CsvError {
                 "the file is empty: a header line such as `timestamp,value` is needed"
             ),
             Self::Compressed => write!(f, "the file is compressed: unpack it first"),
+            Self::Column { have, .. } if have.is_empty() => write!(
+                f,
+                "no column of values: one of times and one of values are needed, such as `timestamp,value`"
+            ),
             Self::Column {
                 wanted: Some(name),
                 have,
@@ -326,6 +330,20 @@ mod tests {
                 .to_string()
                 .starts_with("no column `cpu`")
         );
+    }
+
+    /// A file with nothing but times was asked to name one of no columns.
+    #[test]
+    fn a_file_without_values_is_told_what_it_lacks() {
+        for (text, column) in [
+            ("timestamp\n0\n300\n", None),
+            ("timestamp\n0\n", Some("cpu")),
+            ("vm,ts\na,0\n", None),
+            ("one word\n", None),
+        ] {
+            let error = read(text, column).unwrap_err().to_string();
+            assert!(error.starts_with("no column of values: "), "{error}");
+        }
     }
 
     #[test]
