@@ -79,6 +79,15 @@ pub fn cycle<K: Send>(
     });
 }
 
+/// Forecasts one series as a cycle does, which replays it if it must.
+pub fn one<K>(task: Task<K>) -> Foresight<K> {
+    let limits = Limits {
+        threads: NonZeroUsize::MIN,
+        replays: 1,
+    };
+    foresee(task, 0, limits, &AtomicUsize::new(0))
+}
+
 fn foresee<K>(task: Task<K>, place: usize, limits: Limits, replays: &AtomicUsize) -> Foresight<K> {
     let Task {
         key,

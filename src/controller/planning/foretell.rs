@@ -1,10 +1,15 @@
 //! What comes of one series of the history, for whoever asks.
+//!
+//! Of a node's processors and memory, over the windows that plans look at, it is what the plan goes by: forecast
+//! from what its cycles learned. All else is learned from the last week when it is asked for.
 
 use super::ingest::{of_node, of_vm, of_volume};
+use super::outlook::{self, WINDOWS};
 use super::{Planning, now};
 use crate::controller::{Controller, Nodes};
 use crate::history::{Kept, Key, Metric, Span};
-use crate::predict::{self, Sample, Series, Told};
+use crate::predict::cycle::{self, Task};
+use crate::predict::{Sample, Series, Told};
 use crate::store::Store;
 use node::{Error, ErrorKind, NodeName, Result, VolumeName};
 use proto::v1;
@@ -111,11 +116,12 @@ impl Planning {
             to: last,
             step,
         };
-        let kept = self.kept().clone();
+        let (kept, learned) = (self.kept().clone(), self.learned.clone());
         let asked = format!("{}, {}", key.machine, key.metric.name());
         let broken = |e| Error::new(ErrorKind::Broken, format!("forecast {asked}: {e}"));
         let unit = key.metric.unit().to_owned();
         let named = asked.clone();
+        let (node, mut notes) = self.planned_for(&key, steps);
         let looked = tokio::task::spawn_blocking(move || -> Result<_> {
             let samples = samples(&kept, span, &key)?;
             let mut series = Series::up_to(&samples, step, last).map_err(|e| {
@@ -125,12 +131,23 @@ impl Planning {
                 )
             })?;
             series.day_seconds = day;
-            let forecast = predict::forecast(&series, steps as usize);
+            let horizon = steps as usize;
+            let memory = match node {
+                Some(node) => outlook::learned(&learned, &node, key.metric, horizon)?,
+                None => None,
+            };
+            let repaired = series.notes;
+            let foreseen = cycle::one(Task {
+                key,
+                history: series,
+                memory,
+                horizon,
+            });
             let age = samples.last().map_or(0, |(at, _)| last - at);
-            Ok((Told::of(&named, step, &forecast), series.notes, age))
+            Ok((Told::of(&named, step, &foreseen.forecast), repaired, age))
         });
         let (told, repaired, age) = looked.await.map_err(|e| broken(e.to_string()))??;
-        let mut notes: Vec<String> = repaired.sentence().into_iter().collect();
+        notes.extend(repaired.sentence());
         if age > i64::from(step) {
             notes.push(format!(
                 "the newest sample is {age} s old, and is taken for what has been since"
@@ -141,6 +158,29 @@ impl Planning {
             unit,
             notes,
         })
+    }
+}
+
+impl Planning {
+    /// The node whose plan looks at this over a window of so many steps; and what there is to say where a plan
+    /// looks otherwise.
+    fn planned_for(&self, key: &Key, steps: u32) -> (Option<String>, Vec<String>) {
+        let node = key.machine.strip_prefix(KINDS[2]);
+        let Some(node) = node.filter(|_| matches!(key.metric, Metric::Cpu | Metric::Memory)) else {
+            return (None, Vec::new());
+        };
+        let word = key.metric.name();
+        let mut files = self.config.series.iter();
+        if files.any(|s| s.node == node && s.metric == word) {
+            let note = format!("plans go by a file in place of what {node} says of its {word}");
+            return (None, vec![note]);
+        }
+        if WINDOWS.contains(&(steps as usize)) {
+            return (Some(node.to_owned()), Vec::new());
+        }
+        let windows = WINDOWS.map(|w| w.to_string()).join(", ");
+        let note = format!("plans look {windows} steps ahead; this was learned from the last week");
+        (None, vec![note])
     }
 }
 

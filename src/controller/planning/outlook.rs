@@ -27,7 +27,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Windows that are forecast of a node's demand, in samples.
-const WINDOWS: [usize; 5] = [6, 12, 36, 96, 192];
+pub(super) const WINDOWS: [usize; 5] = [6, 12, NEEDED, 96, 192];
 /// The window for which needs are stated: four hours of five minutes.
 const NEEDED: usize = 48;
 /// Series that are learned from nothing in one cycle: each takes some two hundred milliseconds of a core,
@@ -265,6 +265,30 @@ impl What {
     }
 }
 
+/// Under which name is kept what was learned.
+fn name_of(node: &str, what: What, steps: usize) -> String {
+    format!("{steps}/{}/{node}", what.name())
+}
+
+/// What plans learned of a node's metric over one of their windows; nothing where they do not look at it.
+/// Blocks on the disk.
+pub(super) fn learned(
+    learned: &Learned,
+    node: &str,
+    metric: Metric,
+    steps: usize,
+) -> Result<Option<Memory>> {
+    let what = match metric {
+        Metric::Cpu => What::Own(0),
+        Metric::Memory => What::Own(1),
+        _ => return Ok(None),
+    };
+    if !WINDOWS.contains(&steps) {
+        return Ok(None);
+    }
+    learned.read(&name_of(node, what, steps))
+}
+
 fn lock<T>(all: &Mutex<T>) -> MutexGuard<'_, T> {
     all.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -479,10 +503,7 @@ fn forecast(
     threads: NonZeroUsize,
     learn: bool,
 ) -> Result<BTreeMap<Asked, Quantiles>> {
-    let named = |asked: &Asked| {
-        let node = &homes[asked.home].node;
-        format!("{}/{}/{node}", asked.steps, asked.what.name())
-    };
+    let named = |asked: &Asked| name_of(&homes[asked.home].node, asked.what, asked.steps);
     let mut all = Vec::new();
     let mut wanted = HashSet::new();
     for home in 0..homes.len() {

@@ -1,7 +1,8 @@
 //! What the controller foretells of its volumes, VMs and nodes, asked as the command line asks.
 
 use super::*;
-use crate::history::Metric::{Cpu, DiskWrite, Writes};
+use crate::history::Metric::{Cpu, DiskWrite, Memory, Writes};
+use crate::planner::Seconds;
 use crate::predict::Told;
 use proto::v1::{ForecastRequest, ForecastResponse};
 
@@ -137,4 +138,60 @@ async fn what_cannot_be_foretold_is_refused_with_the_remedy() {
     let bare = Controller::start(store, GrpcNodes::default(), &config);
     rig.controller = Some(bare.await.unwrap());
     refused(&rig, "v", "", 6, "keeps no history").await;
+}
+
+/// What the command line printed of a node was forecast from nothing, and not what its plan went by.
+#[tokio::test]
+async fn a_nodes_load_is_foretold_from_what_its_plans_learned() {
+    let rig = Rig::with(6 * 288, |i| {
+        let noise = ((i * 7919) % 1009) as f64 / 1009.0;
+        let job = if i % 29 < 3 { 2.0 } else { 0.0 };
+        vec![
+            sample(of_node("a"), Cpu, 2.0 + noise + job),
+            sample(of_node("a"), Memory, 1e9),
+        ]
+    })
+    .await;
+    rig.controller().cycle(None).await.unwrap();
+    let planning = rig.controller().planning().unwrap();
+    let planned = |steps: u64| {
+        let past = outlook::Past {
+            kept: &planning.kept,
+            learned: &planning.learned,
+            period: Seconds(PERIOD as u64),
+            day: Seconds(86_400),
+            span: planning.kept_seconds(),
+            limit: 0.9,
+        };
+        let home = outlook::Home {
+            node: "a".into(),
+            capacity: Some([8.0, 8e9]),
+            volumes: Vec::new(),
+            vms: Vec::new(),
+            files: [None, None],
+        };
+        let threads = std::num::NonZeroUsize::MIN;
+        let seen = outlook::look(&past, &[home], now(), threads, false).unwrap();
+        let most = seen["a"].windows.over(Seconds(steps * PERIOD as u64));
+        8.0 * most.unwrap().quantile(0.9)
+    };
+    for steps in [6, 48] {
+        let (most, told) = loop {
+            let point = points_to_now();
+            let (told, answer) = ask(&rig, "a", "", steps).await.unwrap();
+            let most = planned(steps.into());
+            assert!(answer.notes.iter().all(|n| !n.contains("plans")));
+            if point == points_to_now() {
+                break (most, told.window_max["0.9"]); // both of the same sample
+            }
+        };
+        assert!((most / told - 1.0).abs() < 1e-9, "{most} {told}");
+    }
+    let (before, _) = ask(&rig, "a", "", 48).await.unwrap();
+    planning.learned.write(&[], &Default::default()).unwrap();
+    let (after, _) = ask(&rig, "a", "", 48).await.unwrap();
+    assert_ne!(before.quantiles, after.quantiles, "it was learned anew");
+    let (_, other) = ask(&rig, "a", "", 47).await.unwrap();
+    let says = "plans look 6, 12, 48, 96, 192 steps ahead";
+    assert!(other.notes[0].starts_with(says), "{:?}", other.notes);
 }
