@@ -1,69 +1,98 @@
 //! The moments of the past that looked most like now.
 //!
 //! The last `width` samples are compared with every stretch of history of that length, on the bent
-//! scale of [`Scene`]; the nearest are the analogues, and what followed them is the forecast. With
-//! `clock` set, a difference in the time of day counts as distance too, which finds the nightly job
-//! before it begins.
+//! scale of [`Scene`]; the nearest are the analogues, and what followed them is the forecast. Looked at
+//! by the clock, a difference in the time of day counts as distance too, which finds the nightly job
+//! before it begins. Those hours contain the last one, which is compared once for both.
 
 use super::scene::Scene;
+use wide::f32x4;
 
-/// What counts as near.
-#[derive(Clone, Copy)]
-pub struct Likeness {
-    /// Samples compared.
-    pub width: usize,
-    /// Neighbours wanted.
-    pub neighbours: usize,
-    /// Weight of the time of day against the shape, 0 for none.
-    pub clock: f32,
+/// The stretches of the past that a moment is compared with, and how far each is.
+pub struct Search<'a> {
+    scene: &'a Scene<'a>,
+    now: usize,
+    width: usize,
+    /// Squared, of the stretches that begin at each sample.
+    distances: Vec<f32>,
 }
 
-/// How long before now what followed the nearest stretches began, in no order; at least `horizon`.
-/// Empty when history is too short.
-pub fn nearest(scene: &Scene<'_>, now: usize, horizon: usize, like: Likeness) -> Vec<u32> {
-    let Likeness {
-        width,
-        neighbours,
-        clock,
-    } = like;
-    if now < width + horizon + 1 {
-        return Vec::new();
-    }
-    // Candidate j is the stretch that ends before start j + width.
-    let count = now - horizon - width + 1;
-    let shape = &scene.shape[..now];
-    let mut distance = vec![0.0f32; count];
-    let (pairs, rest) = shape[now - width..].as_chunks::<4>();
-    for (i, q) in pairs.iter().enumerate() {
-        let lag = 4 * i;
-        let (a, b, c, d) = (
-            &shape[lag..],
-            &shape[lag + 1..],
-            &shape[lag + 2..],
-            &shape[lag + 3..],
-        );
-        for ((((sum, a), b), c), d) in distance.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-            let (a, b, c, d) = (a - q[0], b - q[1], c - q[2], d - q[3]);
-            *sum += (a * a + b * b) + (c * c + d * d);
+impl<'a> Search<'a> {
+    /// Compares the last `width` samples with every stretch that `horizon` samples followed. No stretch is
+    /// there when the history is too short.
+    pub fn new(scene: &'a Scene<'a>, now: usize, horizon: usize, width: usize) -> Self {
+        let mut distances = Vec::new();
+        if now > width + horizon {
+            distances.resize(now - horizon - width + 1, 0.0);
+            add(&mut distances, &scene.shape, &scene.shape[now - width..now]);
         }
-    }
-    for (i, q) in rest.iter().enumerate() {
-        for (sum, a) in distance.iter_mut().zip(&shape[width - rest.len() + i..]) {
-            *sum += (a - q) * (a - q);
-        }
-    }
-    if clock > 0.0 {
-        add_clock(
-            &mut distance,
+        Self {
             scene,
-            now - width,
-            clock * width as f32 * variance(shape),
-        );
+            now,
+            width,
+            distances,
+        }
     }
-    let nearest = smallest(&distance, neighbours).into_iter();
-    nearest
-        .map(|key| (now - width) as u32 - key as u32)
-        .collect()
+
+    /// The same for a longer time: only what is older has to be compared.
+    pub fn widened(&self, width: usize) -> Self {
+        let older = width - self.width;
+        let mut distances = self.distances.get(older..).unwrap_or_default().to_vec();
+        if !distances.is_empty() {
+            let shape = &self.scene.shape;
+            add(
+                &mut distances,
+                shape,
+                &shape[self.now - width..self.now - self.width],
+            );
+        }
+        Self {
+            distances,
+            width,
+            ..*self
+        }
+    }
+
+    /// Takes a difference in the time of day for a distance too, with this weight against the shape.
+    pub fn clocked(mut self, weight: f32) -> Self {
+        let (now, width) = (self.now, self.width);
+        if !self.distances.is_empty() {
+            let weight = weight * width as f32 * variance(&self.scene.shape[..now]);
+            add_clock(&mut self.distances, self.scene, now - width, weight);
+        }
+        self
+    }
+
+    /// How long before now what followed the nearest stretches began, in no order; at least the horizon.
+    pub fn nearest(&self, wanted: usize) -> Vec<u32> {
+        let last = (self.now - self.width.min(self.now)) as u32;
+        let nearest = smallest(&self.distances, wanted).into_iter();
+        nearest.map(|key| last - key as u32).collect()
+    }
+}
+
+/// Distances for which all samples are compared while they are at hand.
+const STRIP: usize = 2048;
+
+/// Adds to each of `sums` the squared distance of the stretch of `shape` that begins there from `query`.
+fn add(sums: &mut [f32], shape: &[f32], query: &[f32]) {
+    for (strip, sums) in sums.chunks_mut(STRIP).enumerate() {
+        let shape = &shape[STRIP * strip..];
+        let (fours, rest) = query.as_chunks::<4>();
+        for (i, q) in fours.iter().enumerate() {
+            let from = |lag: usize| &shape[4 * i + lag..];
+            let (a, b, c, d) = (from(0), from(1), from(2), from(3));
+            for ((((sum, a), b), c), d) in sums.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                let (a, b, c, d) = (a - q[0], b - q[1], c - q[2], d - q[3]);
+                *sum += (a * a + b * b) + (c * c + d * d);
+            }
+        }
+        for (i, q) in rest.iter().enumerate() {
+            for (sum, a) in sums.iter_mut().zip(&shape[query.len() - rest.len() + i..]) {
+                *sum += (a - q) * (a - q);
+            }
+        }
+    }
 }
 
 /// Every so many distances are looked at to guess which are small. Prime, so that no phase of an hourly
@@ -83,15 +112,30 @@ fn smallest(distances: &[f32], wanted: usize) -> Vec<u64> {
         f32::INFINITY
     };
     // A distance is never negative, so its bits sort like itself.
-    let key = |(place, distance): (usize, &f32)| u64::from(distance.to_bits()) << 32 | place as u64;
     let upto = |limit: f32| -> Vec<u64> {
         let mut keys = Vec::with_capacity(4 * wanted);
-        for (block, some) in distances.chunks(BLOCK).enumerate() {
-            if some.iter().fold(false, |any, d| any | (*d <= limit)) {
-                let places = (BLOCK * block..).zip(some);
-                keys.extend(places.filter(|(_, d)| **d <= limit).map(key));
+        let mut take = |place: usize| {
+            keys.push(u64::from(distances[place].to_bits()) << 32 | place as u64);
+        };
+        let (blocks, rest) = distances.as_chunks::<BLOCK>();
+        let limits = f32x4::splat(limit);
+        for (block, some) in blocks.iter().enumerate() {
+            let is_near: [f32x4; BLOCK / 4] = std::array::from_fn(|quad| {
+                f32x4::new(std::array::from_fn(|i| some[4 * quad + i])).simd_le(limits)
+            });
+            if (is_near.iter().fold(f32x4::ZERO, |any, near| any | *near)).any() {
+                for (quad, near) in is_near.iter().enumerate() {
+                    let mut near = near.to_bitmask();
+                    while near != 0 {
+                        take(BLOCK * block + 4 * quad + near.trailing_zeros() as usize);
+                        near &= near - 1;
+                    }
+                }
             }
         }
+        let rest = distances.len() - rest.len()..distances.len();
+        rest.filter(|place| distances[*place] <= limit)
+            .for_each(take);
         keys
     };
     let mut keys = upto(limit);
@@ -193,14 +237,9 @@ mod tests {
         let mut values: Vec<f64> = (0..600u32)
             .map(|i| 10.0 + f64::from(i.wrapping_mul(2_654_435_761) >> 24) / 64.0)
             .collect();
-        let like = Likeness {
-            width: 12,
-            neighbours: 60,
-            clock: 0.0,
-        };
         let novelty = |values: &[f64]| {
             let scene = Scene::new(values, values.len(), 288);
-            let backs = nearest(&scene, values.len(), 48, like);
+            let backs = Search::new(&scene, values.len(), 48, 12).nearest(60);
             super::novelty(&scene, values.len(), &backs)
         };
         assert_eq!(novelty(&values), 0.0);

@@ -74,9 +74,9 @@ impl Calibration {
         self.seen = self.seen.wrapping_add(1);
         let even = f64::from(self.seen.reverse_bits()) / (f64::from(u32::MAX) + 1.0);
         let level = low + (high - low) * even;
-        let read = self.levels();
+        let hits = self.hits(level);
         for k in 0..K {
-            let hit = if level <= read[k] { 1.0 } else { 0.0 };
+            let hit = if hits[k] { 1.0 } else { 0.0 };
             let moved = f64::from(self.nudge[k]) + self.pace.nudge * (LEVELS[k] - hit);
             self.nudge[k] = moved.clamp(-NUDGE_LIMIT, NUDGE_LIMIT) as f32;
         }
@@ -87,21 +87,28 @@ impl Calibration {
 
     /// The level at which to read a forecast for each of [`LEVELS`], never decreasing.
     pub fn levels(&self) -> [f64; K] {
-        let total = self.total();
+        let (fours, sums) = (self.bins.as_chunks::<4>().0, self.sums());
+        let total: f64 = sums.iter().sum();
         let mut read = [1.0; K];
         let (mut passed, mut k) = (0.0, 0);
-        for (i, bin) in self.bins.iter().enumerate() {
-            let bin = f64::from(*bin);
-            while k < K && passed + bin >= LEVELS[k] * total {
-                let part = if bin > 0.0 {
-                    (LEVELS[k] * total - passed) / bin
-                } else {
-                    0.0
-                };
-                read[k] = (i as f64 + part) / BINS as f64;
-                k += 1;
+        for (place, sum) in sums.into_iter().enumerate() {
+            // Most groups of bins have no level in them.
+            if k < K && passed + sum >= LEVELS[k] * total {
+                let mut passed = passed;
+                for (i, bin) in (4 * place..).zip(fours[place].map(f64::from)) {
+                    while k < K && passed + bin >= LEVELS[k] * total {
+                        let part = if bin > 0.0 {
+                            ((LEVELS[k] * total - passed) / bin).max(0.0) // sums are rounded
+                        } else {
+                            0.0
+                        };
+                        read[k] = (i as f64 + part) / BINS as f64;
+                        k += 1;
+                    }
+                    passed += bin;
+                }
             }
-            passed += bin;
+            passed += sum;
         }
         let mut least = 0.0f64;
         for (level, nudge) in read.iter_mut().zip(self.nudge) {
@@ -111,14 +118,36 @@ impl Calibration {
         read
     }
 
-    /// The weight of all outcomes. Summed in lanes: a single sum waits for each addition.
-    fn total(&self) -> f64 {
-        let mut lanes = [0.0; 4];
-        for four in self.bins.as_chunks::<4>().0 {
-            for (lane, bin) in lanes.iter_mut().zip(four) {
-                *lane += f64::from(*bin);
-            }
+    /// For each of [`LEVELS`] whether an outcome at `level` lies within it, without reading where they lie:
+    /// what lies below `level` is less than the level's share.
+    fn hits(&self, level: f64) -> [bool; K] {
+        let sums = self.sums();
+        let mut below = [0.0; BINS / 4];
+        let mut total = 0.0;
+        for (below, sum) in below.iter_mut().zip(sums) {
+            *below = total;
+            total += sum;
         }
-        lanes.iter().sum()
+        let share = |level: f64| {
+            let place = level.clamp(0.0, 1.0) * BINS as f64;
+            let bin = (place as usize).min(BINS - 1);
+            let before = &self.bins[bin / 4 * 4..bin];
+            let part = (place - bin as f64) * f64::from(self.bins[bin]);
+            below[bin / 4] + f64::from(before.iter().sum::<f32>()) + part
+        };
+        let mut hit = level <= 0.0;
+        std::array::from_fn(|k| {
+            hit |= share(level - f64::from(self.nudge[k])) <= LEVELS[k] * total;
+            hit
+        })
+    }
+
+    /// Of each four bins.
+    fn sums(&self) -> [f64; BINS / 4] {
+        let fours = self.bins.as_chunks::<4>().0;
+        std::array::from_fn(|place| {
+            let [a, b, c, d] = fours[place];
+            f64::from((a + b) + (c + d))
+        })
     }
 }

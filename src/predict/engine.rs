@@ -21,8 +21,8 @@ use std::num::NonZeroUsize;
 
 use super::conformal::{self, Calibration};
 use super::expert::{self, EXPERTS, NAMES, Sight};
-use super::gate::{Gate, Shares};
-use super::quantile::{self, K, Quantiles};
+use super::gate::{self, Gate, Shares};
+use super::quantile::{self, Pool, Quantiles};
 use super::scene::{Outlook, Scene};
 use super::smoothing::Levels;
 use super::verdict::{self, Panel, Question, Rehearsed, Verdict};
@@ -230,8 +230,9 @@ impl Memory {
         let last = issued
             .back()
             .map_or(i64::MIN, |last| last.at + self.horizon as i64);
+        let one = gate::kept_after(1);
         for point in self.settled_to.max(scene.origin)..end.min(last) {
-            self.age(1);
+            self.age(one);
             for issued in issued.iter().filter(|issued| issued.at <= point) {
                 let step = (point - issued.at) as usize;
                 if step < self.horizon && verdict::judged(issued.at, step) {
@@ -249,15 +250,15 @@ impl Memory {
             }
             self.settled_to = point + 1;
         }
-        self.age(end.saturating_sub(self.settled_to));
+        self.age(gate::kept_after(end.saturating_sub(self.settled_to)));
         self.settled_to = end;
         issued.retain(|issued| issued.at + self.horizon as i64 > end);
         self.issued = issued;
     }
 
-    fn age(&mut self, samples: i64) {
+    fn age(&mut self, kept: gate::Kept) {
         for gate in self.gates.iter_mut().chain([&mut self.window_gate]) {
-            gate.age(samples);
+            gate.age(kept);
         }
     }
 
@@ -267,42 +268,34 @@ impl Memory {
         let shares: [Shares; RANGES] = std::array::from_fn(|r| self.gates[r].shares(novelty));
         let window_shares = self.window_gate.shares(novelty);
         let levels: [_; RANGES] = std::array::from_fn(|r| self.calibrations[r].levels());
-        let (mut sample, mut pool) = (Vec::new(), Vec::new());
+        let (mut sample, mut pool) = (Vec::new(), Pool::default());
+        let voiced = |shares: &Shares| {
+            let all = outlooks.iter().zip(*shares);
+            all.filter(|(_, share)| *share > 0.0).collect::<Vec<_>>()
+        };
+        let heard = shares.each_ref().map(voiced);
         let steps = (0..self.horizon)
             .map(|step| {
                 let r = range(step);
                 pool.clear();
-                for (outlook, share) in outlooks
-                    .iter()
-                    .zip(shares[r])
-                    .filter(|(_, share)| *share > 0.0)
-                {
+                for (outlook, share) in &heard[r] {
                     outlook.sample(scene, now, step, &mut sample);
-                    if sample.is_empty() {
-                        continue;
-                    }
-                    let weight = f64::from(share) / sample.len() as f64;
-                    pool.extend(sample.iter().map(|value| (*value, weight)));
+                    pool.add(&sample, f64::from(*share));
                 }
-                read(&mut pool, &levels[r])
+                pool.quantiles(&levels[r])
             })
             .collect::<Vec<Quantiles>>();
         pool.clear();
-        for (outlook, share) in outlooks
-            .iter()
-            .zip(window_shares)
-            .filter(|(_, share)| *share > 0.0)
-        {
+        for (outlook, share) in voiced(&window_shares) {
             outlook.maxima(scene, now, self.horizon, &mut sample);
-            let weight = f64::from(share) / sample.len() as f64;
-            pool.extend(sample.iter().map(|value| (*value, weight)));
+            pool.add(&sample, f64::from(share));
         }
         let window_max = if pool.is_empty() {
             // History is shorter than the horizon and no window of that length was ever seen: the
             // largest of the steps' quantiles stands in, and is too low.
             std::array::from_fn(|k| steps.iter().map(|step| step[k]).fold(f64::MIN, f64::max))
         } else {
-            read(&mut pool, &self.window_calibration.levels())
+            pool.quantiles(&self.window_calibration.levels())
         };
         let paths = self.paths(scene, now, &outlooks, &window_shares);
         let total = |expert: usize| shares.iter().map(|shares| shares[expert]).sum::<f32>();
@@ -345,12 +338,6 @@ impl Forecast {
     pub fn passing(&self, threshold: f64) -> f64 {
         1.0 - quantile::level_of(&self.window_max, threshold)
     }
-}
-
-fn read(pool: &mut [(f64, f64)], levels: &[f64; K]) -> Quantiles {
-    let mut quantiles = [0.0; K];
-    quantile::of_pool(pool, levels, &mut quantiles);
-    quantiles
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@
 //! | cycle | the same phase of an hourly or six-hourly job |
 //! | arima, ets, mstl | what a model says that was fitted to the last days |
 
-use super::analogue::{self, Likeness};
+use super::analogue::{self, Search};
 use super::arima;
 use super::fitted;
 use super::scene::{self, Drawn, Outlook, Scene};
@@ -56,17 +56,9 @@ pub struct Sight {
 pub fn sight(scene: &Scene<'_>, now: usize, horizon: usize, fitted: bool, levels: &[f64]) -> Sight {
     let hour = (scene.day / 24).max(1);
     let width = hour.max(LEAST_WIDTH);
-    let like = Likeness {
-        width,
-        neighbours: 60,
-        clock: 0.0,
-    };
-    let like_clock = Likeness {
-        width: 3 * width,
-        neighbours: 40,
-        clock: 0.3,
-    };
-    let plain = analogue::nearest(scene, now, horizon, like);
+    let lately = Search::new(scene, now, horizon, width);
+    let plain = lately.nearest(60);
+    let by_clock = lately.widened(3 * width).clocked(0.3).nearest(40);
     let fit = |model: fn(&Scene<'_>, usize, usize) -> Outlook| {
         if fitted {
             model(scene, now, horizon)
@@ -87,7 +79,7 @@ pub fn sight(scene: &Scene<'_>, now: usize, horizon: usize, fitted: bool, levels
         same_time(scene, now, 14),
         as_it_was(plain),
         moved,
-        as_it_was(analogue::nearest(scene, now, horizon, like_clock)),
+        as_it_was(by_clock),
         Outlook::Phase {
             period: hour,
             turns: 60,

@@ -25,6 +25,14 @@ const SILENCE: f64 = 0.01;
 /// One share for each expert; they sum to one. Kept with every forecast, hence no wider than needed.
 pub type Shares = [f32; EXPERTS];
 
+/// What remains of a loss in each memory.
+pub type Kept = [f64; 2];
+
+/// What remains after so many samples.
+pub fn kept_after(samples: i64) -> Kept {
+    HALF_LIVES.map(|half_life| (-(samples as f64) / half_life).exp2())
+}
+
 /// The recent losses of all experts on one kind of question.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gate {
@@ -39,11 +47,10 @@ impl Gate {
         }
     }
 
-    /// Lets `samples` of time pass.
-    pub fn age(&mut self, samples: i64) {
-        for (losses, half_life) in self.losses.iter_mut().zip(HALF_LIVES) {
-            let keep = (-(samples as f64) / half_life).exp2();
-            losses.iter_mut().for_each(|loss| *loss *= keep);
+    /// Lets time pass.
+    pub fn age(&mut self, kept: Kept) {
+        for (losses, kept) in self.losses.iter_mut().zip(kept) {
+            losses.iter_mut().for_each(|loss| *loss *= kept);
         }
     }
 

@@ -28,6 +28,7 @@
 mod analogue;
 mod arima;
 pub mod backtest;
+mod columns;
 mod conformal;
 pub mod convergence;
 pub mod csv;

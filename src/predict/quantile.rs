@@ -98,30 +98,76 @@ pub fn share_of_sorted(sorted: &[f64], value: f64) -> (f64, f64) {
     (below as f64 / n, upto as f64 / n)
 }
 
-/// Quantiles of a weighted pool: each entry is a value with its weight. Sorts the pool.
-pub fn of_pool(pool: &mut [(f64, f64)], levels: &[f64], out: &mut [f64]) {
-    pool.iter_mut().for_each(|entry| entry.0 = turned(entry.0));
-    pool.sort_unstable_by_key(|entry| entry.0.to_bits() as i64);
-    pool.iter_mut().for_each(|entry| entry.0 = turned(entry.0));
-    let total: f64 = pool.iter().map(|entry| entry.1).sum();
-    let (mut passed, mut at) = (0.0, 0);
-    let mut before = (0.0, pool[0].0);
-    for (value, weight) in pool.iter() {
-        let middle = (passed + weight / 2.0) / total;
-        while at < levels.len() && levels[at] <= middle {
-            let span = middle - before.0;
-            let part = if span > 0.0 {
-                (levels[at] - before.0) / span
-            } else {
-                1.0
-            };
-            out[at] = before.1 + (value - before.1) * part;
-            at += 1;
-        }
-        before = (middle, *value);
-        passed += weight;
+/// Samples of several experts, each value with its weight.
+#[derive(Default)]
+pub struct Pool {
+    entries: Vec<(f64, f64)>,
+    /// The upper 48 bits of each value in an order like the numbers', above the place of its entry.
+    keys: Vec<u64>,
+}
+
+/// Places that a key has room for.
+const MOST_ENTRIES: usize = 1 << 16;
+
+impl Pool {
+    /// Forgets all samples.
+    pub fn clear(&mut self) {
+        self.entries.clear();
     }
-    out[at..].fill(before.1);
+
+    /// Adds a sample that has this share of the pool.
+    pub fn add(&mut self, sample: &[f64], share: f64) {
+        let weight = share / sample.len() as f64;
+        self.entries
+            .extend(sample.iter().map(|value| (*value, weight)));
+        assert!(
+            self.entries.len() <= MOST_ENTRIES,
+            "a sample for each expert"
+        );
+    }
+
+    /// Whether nothing was added.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The pool's quantiles at ascending `levels`. Values that agree in ten digits may change places.
+    pub fn quantiles(&mut self, levels: &[f64; K]) -> Quantiles {
+        let key = |(place, entry): (usize, &(f64, f64))| {
+            let value = turned(entry.0).to_bits() ^ 1 << 63;
+            value & !(MOST_ENTRIES as u64 - 1) | place as u64
+        };
+        self.keys.clear();
+        self.keys.extend(self.entries.iter().enumerate().map(key));
+        self.keys.sort_unstable();
+        let sorted = self
+            .keys
+            .iter()
+            .map(|key| self.entries[*key as usize % MOST_ENTRIES]);
+        let total: f64 = self.entries.iter().map(|entry| entry.1).sum();
+        let mut out = [0.0; K];
+        let (mut passed, mut at) = (0.0, 0);
+        let mut before: Option<(f64, f64)> = None;
+        for (value, weight) in sorted {
+            let (below, last) = before.unwrap_or((0.0, value));
+            let value = value.max(last);
+            let middle = (passed + weight / 2.0) / total;
+            while at < K && levels[at] <= middle {
+                let span = middle - below;
+                let part = if span > 0.0 {
+                    (levels[at] - below) / span
+                } else {
+                    1.0
+                };
+                out[at] = (last + (value - last) * part).min(value); // which rounding may pass
+                at += 1;
+            }
+            before = Some((middle, value));
+            passed += weight;
+        }
+        out[at..].fill(before.map_or(0.0, |(_, value)| value));
+        out
+    }
 }
 
 /// Pinball loss of one quantile.
@@ -179,6 +225,30 @@ mod tests {
             sort(&mut sample);
             let bits = |sample: &[f64]| sample.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             prop_assert_eq!(bits(&sample), bits(&expected));
+        }
+
+        /// The level of each value of a pool is the share of what is below, and half its own.
+        #[test]
+        fn a_pool_is_read_at_the_weights_of_its_samples(
+            samples in prop::collection::vec((prop::collection::vec(-1e3..1e3f64, 1..30), 0.1..1.0f64), 1..6),
+        ) {
+            let mut pool = Pool::default();
+            let mut all = Vec::new();
+            for (sample, share) in &samples {
+                pool.add(sample, *share);
+                all.extend(sample.iter().map(|v| (*v, share / sample.len() as f64)));
+            }
+            all.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let total: f64 = all.iter().map(|entry| entry.1).sum();
+            let quantiles = pool.quantiles(&LEVELS);
+            prop_assert!(quantiles.is_sorted());
+            for (level, quantile) in LEVELS.iter().zip(quantiles) {
+                let below: f64 = all.iter().filter(|e| e.0 < quantile).map(|e| e.1).sum();
+                let upto: f64 = all.iter().filter(|e| e.0 <= quantile).map(|e| e.1).sum();
+                let most = all.iter().map(|e| e.1).fold(0.0, f64::max);
+                let slack = most / total + 1e-9;
+                prop_assert!((below / total - slack..=upto / total + slack).contains(level));
+            }
         }
 
         /// The mean distance from the outcome, less half of that between two of the sample.

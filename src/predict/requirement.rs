@@ -18,7 +18,7 @@ use linfa_linear::LinearRegression;
 use ndarray::{Array1, Array2};
 use std::fmt;
 
-use super::quantile::{self, K, LEVELS, Quantiles};
+use super::quantile::{self, K, LEVELS, Pool, Quantiles};
 
 /// What a workload may need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -144,15 +144,13 @@ impl Requirement {
             };
             self.base + self.each.iter().zip(workloads).map(term).sum::<f64>()
         });
-        let mut pool = Vec::with_capacity(K * K);
+        let mut pool = Pool::default();
         for (need, share) in line.iter().zip(quantile::WEIGHTS) {
             for (error, chance) in self.errors.iter().zip(quantile::WEIGHTS) {
-                pool.push(((need + error).max(0.0), share * chance));
+                pool.add(&[(need + error).max(0.0)], share * chance);
             }
         }
-        let mut needed = [0.0; K];
-        quantile::of_pool(&mut pool, &LEVELS, &mut needed);
-        needed
+        pool.quantiles(&LEVELS)
     }
 }
 

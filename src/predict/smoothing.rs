@@ -71,7 +71,9 @@ pub fn spread(now: usize, horizon: usize, levels: &[f64], errors: usize) -> Outl
     let first = SETTLE.min(last / 2).max(1);
     let stride = (last.saturating_sub(first) / errors).max(1);
     // An odd stride visits every time of day.
-    let starts = || (first..=last).step_by(stride | 1);
+    let stride = stride | 1;
+    let count = (last + 1).saturating_sub(first).div_ceil(stride);
+    let starts = || (0..count).map(|i| first + i * stride);
     Outlook::Windows {
         backs: starts().map(|start| (now - start) as u32).collect(),
         shifts: starts()

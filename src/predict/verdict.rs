@@ -12,11 +12,15 @@
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::columns::{Columns, LANES, Score};
 use super::expert::{self, EXPERTS, Sight};
 use super::gate::Shares;
 use super::quantile;
 use super::scene::{Outlook, Scene};
 use super::smoothing::Levels;
+
+/// Members of a sample that are judged: of more than these only every second, every third, and so on.
+const ENOUGH: usize = 64;
 
 /// What is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +29,15 @@ pub enum Question {
     Step(usize),
     /// The maximum of the window.
     Window,
+}
+
+impl Question {
+    fn step(self) -> Option<usize> {
+        match self {
+            Question::Step(step) => Some(step),
+            Question::Window => None,
+        }
+    }
 }
 
 /// Whether a forecast issued at `at` is judged on `step`. A fifth of the steps say as much as all; which
@@ -39,18 +52,37 @@ pub struct Verdict {
     /// CRPS; an expert without an opinion loses the most.
     pub losses: [f64; EXPERTS],
     /// The shares of each expert's sample below the outcome and not above it; none of those that are silent.
-    places: [Option<(f64, f64)>; EXPERTS],
+    places: [Option<(f32, f32)>; EXPERTS],
 }
 
 impl Verdict {
+    /// Before any expert is heard.
+    const SILENT: Verdict = Verdict {
+        losses: [f64::NAN; EXPERTS],
+        places: [None; EXPERTS],
+    };
+
+    fn hear(&mut self, expert: usize, score: Score, unit: f64) {
+        self.losses[expert] = f64::from(score.crps) / unit;
+        self.places[expert] = Some((score.below, score.upto));
+    }
+
+    /// After all were heard.
+    fn close(&mut self) {
+        let worst = self.losses.iter().copied().fold(0.0, f64::max);
+        for loss in self.losses.iter_mut().filter(|loss| loss.is_nan()) {
+            *loss = 2.0 * worst;
+        }
+    }
+
     /// Between which levels of the mixture the outcome fell.
     pub fn place(&self, shares: &Shares) -> (f64, f64) {
         let (mut low, mut high, mut voiced) = (0.0, 0.0, 0.0);
         for (place, share) in self.places.iter().zip(shares) {
             let Some((below, upto)) = place else { continue };
             let share = f64::from(*share);
-            low += share * below;
-            high += share * upto;
+            low += share * f64::from(*below);
+            high += share * f64::from(*upto);
             voiced += share;
         }
         if voiced > 0.0 {
@@ -70,6 +102,7 @@ pub struct Panel<'a> {
     /// Sorted samples of the outlooks that expect the same at every step.
     still: [Vec<f64>; EXPERTS],
     sample: Vec<f64>,
+    columns: Columns,
 }
 
 impl<'a> Panel<'a> {
@@ -80,60 +113,97 @@ impl<'a> Panel<'a> {
         horizon: usize,
         outlooks: &'a [Outlook; EXPERTS],
     ) -> Self {
+        let mut still = [const { Vec::new() }; EXPERTS];
+        let mut sample = Vec::new();
+        for (still, outlook) in still.iter_mut().zip(outlooks) {
+            if matches!(outlook, Outlook::Recent { .. }) {
+                outlook.sample(scene, at, 0, &mut sample);
+                let some = sample.len().div_ceil(ENOUGH);
+                still.extend(sample.iter().step_by(some));
+                quantile::sort(still);
+            }
+        }
         Self {
             scene,
             at,
             horizon,
             outlooks,
-            still: [const { Vec::new() }; EXPERTS],
-            sample: Vec::new(),
+            still,
+            sample,
+            columns: Columns::default(),
         }
     }
 
     /// Judges all experts on one outcome, which must be known.
     pub fn judge(&mut self, question: Question) -> Verdict {
-        let actual = match question {
-            Question::Step(step) => self.scene.values[self.at + step],
-            Question::Window => self.scene.top(self.at, self.horizon),
-        };
-        let mut losses = [f64::NAN; EXPERTS];
-        let mut places = [None; EXPERTS];
-        for i in 0..EXPERTS {
-            let sample = self.sample(i, question);
-            if !sample.is_empty() {
-                losses[i] = quantile::crps_of_sorted(sample, actual);
-                places[i] = Some(quantile::share_of_sorted(sample, actual));
-            }
-        }
-        let worst = losses.iter().copied().fold(0.0, f64::max);
-        let losses = losses.map(|loss| if loss.is_nan() { 2.0 * worst } else { loss });
-        Verdict { losses, places }
+        let mut verdict = [Verdict::SILENT];
+        self.side_by_side(&[question], &mut verdict);
+        let [verdict] = verdict;
+        verdict
     }
 
-    /// One expert's sample, ascending.
-    fn sample(&mut self, expert: usize, question: Question) -> &[f64] {
-        let outlook = &self.outlooks[expert];
-        let is_still = matches!(outlook, Outlook::Recent { .. });
-        let sample = match question {
-            Question::Step(_) if is_still && !self.still[expert].is_empty() => {
-                return &self.still[expert];
+    /// Judges all experts on up to [`LANES`] outcomes at a time.
+    fn side_by_side(&mut self, questions: &[Question], verdicts: &mut [Verdict]) {
+        let unit = self.scene.unit();
+        // A column without a step gets another's, and is overwritten or not looked at.
+        let step = |lane: usize| questions.get(lane).and_then(|question| question.step());
+        let any = (0..questions.len()).find_map(step).unwrap_or(0);
+        let steps: [usize; LANES] = std::array::from_fn(|lane| step(lane).unwrap_or(any));
+        let outcomes = steps.map(|step| self.scene.values[self.at + step]);
+        for (expert, outlook) in self.outlooks.iter().enumerate() {
+            self.columns.clear();
+            let columns = &mut self.columns;
+            let put = |row: [f64; LANES]| {
+                columns.push(std::array::from_fn(|lane| {
+                    (row[lane] - outcomes[lane]) * unit
+                }));
+            };
+            let (scene, at, horizon) = (self.scene, self.at, self.horizon);
+            let together = outlook.side_by_side(scene, at, horizon, &steps, ENOUGH, put);
+            if together {
+                self.columns.fill();
             }
-            Question::Step(step) => {
-                let sample = if is_still {
-                    &mut self.still[expert]
-                } else {
-                    &mut self.sample
-                };
-                outlook.sample(self.scene, self.at, step, sample);
-                sample
+            for (lane, question) in questions.iter().enumerate() {
+                match question {
+                    Question::Step(_) if together => continue,
+                    Question::Step(_) if !self.still[expert].is_empty() => {
+                        let score = self.score_still(expert, outcomes[lane]);
+                        verdicts[lane].hear(expert, score, unit);
+                        continue;
+                    }
+                    Question::Step(step) => outlook.sample(scene, at, *step, &mut self.sample),
+                    Question::Window => outlook.maxima(scene, at, horizon, &mut self.sample),
+                }
+                let outcome = self.outcome(*question);
+                let differences = self.sample.iter().map(|v| (v - outcome) * unit);
+                self.columns.set(lane, differences);
             }
-            Question::Window => {
-                outlook.maxima(self.scene, self.at, self.horizon, &mut self.sample);
-                &mut self.sample
+            if !self.columns.is_empty() {
+                for (verdict, score) in verdicts.iter_mut().zip(self.columns.score()) {
+                    if let Some(score) = score {
+                        verdict.hear(expert, score, unit);
+                    }
+                }
             }
-        };
-        quantile::sort(sample);
-        sample
+        }
+        verdicts.iter_mut().for_each(Verdict::close);
+    }
+
+    fn score_still(&self, expert: usize, outcome: f64) -> Score {
+        let still = &self.still[expert];
+        let (below, upto) = quantile::share_of_sorted(still, outcome);
+        Score {
+            crps: (quantile::crps_of_sorted(still, outcome) * self.scene.unit()) as f32,
+            below: below as f32,
+            upto: upto as f32,
+        }
+    }
+
+    fn outcome(&self, question: Question) -> f64 {
+        match question {
+            Question::Step(step) => self.scene.values[self.at + step],
+            Question::Window => self.scene.top(self.at, self.horizon),
+        }
     }
 }
 
@@ -166,8 +236,12 @@ pub fn rehearse(
             };
             let sight = expert::sight(scene, at, horizon, fitted, levels.at(place));
             let mut panel = Panel::new(scene, at, horizon, &sight.outlooks);
-            let questions = questions(scene.origin + at as i64, horizon, now - at);
-            let verdicts = questions.map(|question| panel.judge(question)).collect();
+            let questions: Vec<_> =
+                questions(scene.origin + at as i64, horizon, now - at).collect();
+            let mut verdicts = vec![Verdict::SILENT; questions.len()];
+            for (questions, verdicts) in questions.chunks(LANES).zip(verdicts.chunks_mut(LANES)) {
+                panel.side_by_side(questions, verdicts);
+            }
             done.push((place, Rehearsed { sight, verdicts }));
         }
     };
