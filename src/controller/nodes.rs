@@ -267,3 +267,23 @@ impl Nodes for GrpcNodes {
         answer.map_err(failed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_carries_its_turn_and_until_when_its_answer_is_waited_for() {
+        let carried = |timeout| {
+            let turn = Turn { life: 3, number: 7 };
+            let call = carried(turn, timeout).call(tonic::Request::new(()));
+            call.unwrap().metadata().clone()
+        };
+        let timed = carried(Some(CALL_TIMEOUT));
+        assert_eq!(timed.get(TURN).unwrap(), "3/7");
+        assert!(timed.contains_key("grpc-timeout"));
+        // a cutover has no deadline here: the node's own budgets end it
+        let untimed = carried(None);
+        assert!(untimed.contains_key(TURN) && !untimed.contains_key("grpc-timeout"));
+    }
+}
