@@ -59,8 +59,9 @@ fn make_in(data: &DataDir, dir: &Path, new: &NewVolume) -> Result<VolumeSpec> {
     let path = dir.join("image");
     let image = match (&new.image, new.size_bytes) {
         (Some(existing), _) => {
-            // by its own name, which is what a complaint should be about
-            std::fs::metadata(existing).map_err(|e| Error::io("look for the image", e))?;
+            // By its own name, which is what a complaint should be about.
+            std::fs::metadata(existing)
+                .map_err(|e| Error::io(format!("look for the image {}", existing.display()), e))?;
             let image = ImageFile::open(existing, &OpenOptions::default())?;
             std::os::unix::fs::symlink(existing, &path).map_err(|e| io("link the image in", e))?;
             image
