@@ -254,6 +254,7 @@ fn node(n: Node) -> NodeView {
         total: Bytes::from_gib(n.total_gib),
         free: Bytes::from_gib(n.free_gib),
         groups: BTreeMap::new(),
+        hour: Money(0.0),
     }
 }
 
@@ -265,7 +266,7 @@ fn subject(m: Moving, base: &Path, now: u64, notes: &mut Vec<String>) -> Result<
     let copies = m.copies.into_iter().map(|(site, gib)| {
         let held = Held {
             behind: Bytes::from_gib(gib),
-            node_hour: Money(0.0),
+            nodes: Vec::new(),
         };
         (site, held)
     });
@@ -274,6 +275,7 @@ fn subject(m: Moving, base: &Path, now: u64, notes: &mut Vec<String>) -> Result<
         windows,
         dirty_rate: Bandwidth((written * f64::from(1 << 20)) as u64),
         capacity: m.capacity,
+        leaves: 1.0,
         unannounced: 0.0,
         missed_share: None,
         need: Need {

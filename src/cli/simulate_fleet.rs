@@ -50,8 +50,6 @@ const BANDWIDTH: Bandwidth = Bandwidth(125_000_000);
 const PROVISION: Seconds = Seconds(180);
 /// Announced maintenance of each node: every week, this long.
 const MAINTENANCE: Seconds = Seconds(2 * 3600);
-/// In so long all disks of a home node can be sent.
-const EVENT_MARGIN: Seconds = Seconds(3 * 3600);
 /// Unannounced maintenance comes to one node every so often.
 const SURPRISE_EVERY: u64 = 4 * 86_400;
 
@@ -86,24 +84,11 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
     };
     let policy = match &args.policy {
         Some(path) => Policy::parse(&read(path)?),
-        // every migration that waits counts the same here, so a move has a value and its seconds have
-        // little
-        None => Ok(Policy {
-            expected_hold_seconds: 5 * 86_400,
-            minimum_hold_seconds: 5400,
-            open_score: 0.0,
-            utilisation_limit: 1.0,
-            utilisation_probability: 0.3,
-            missed_share: 0.7,
-            value_of_second: 0.001,
-            value_of_move: 5.0,
-            event_margin_seconds: EVENT_MARGIN.0,
-            ..Policy::default()
-        }),
+        None => Ok(assumed_policy()),
     };
     let prices = prices.map_err(|e| Failure::usage(e.to_string()))?;
     let policy = policy.map_err(|e| Failure::usage(e.to_string()))?;
-    let world = world(args, prices)?;
+    let world = world(args, load(&args.data)?, prices)?;
     let report = compare(args, &world, policy);
     if out.is_json() {
         out.json(&report);
@@ -169,6 +154,21 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
         ));
     }
     Ok(())
+}
+
+/// Every migration that waits counts the same here, so a move has a value and its seconds have little.
+fn assumed_policy() -> Policy {
+    Policy {
+        expected_hold_seconds: 5 * 86_400,
+        minimum_hold_seconds: 5400,
+        open_score: 0.0,
+        utilisation_limit: 1.0,
+        utilisation_probability: 0.3,
+        missed_share: 0.7,
+        value_of_second: 0.001,
+        value_of_move: 5.0,
+        ..Policy::default()
+    }
 }
 
 fn compare(args: &Args, world: &World, policy: Policy) -> Report {
@@ -289,8 +289,7 @@ fn waited(tally: &Tally) -> f64 {
     tally.migrations.saturating_sub(tally.warm) as f64
 }
 
-fn world(args: &Args, prices: Prices) -> Result<World, Failure> {
-    let series = load(&args.data)?;
+fn world(args: &Args, series: Series, prices: Prices) -> Result<World, Failure> {
     let bad = |why: &str| Failure::usage(format!("replay {}: {why}", args.data.display()));
     if args.vms_per_node == 0 || !(0.0..=1.0).contains(&args.capacity_quantile) {
         return Err(bad(

@@ -6,7 +6,6 @@ use crate::planner::{Bytes, NodeView};
 use crate::store::Store;
 use node::{NodeName, Result};
 use proto::v1::VolumeReport;
-use std::collections::BTreeMap;
 
 /// What a copy still lacks, as its source says; the whole volume while that says nothing.
 pub(super) fn lacking(said: Option<&VolumeReport>, node: &str, size: u64) -> u64 {
@@ -59,7 +58,7 @@ pub(super) async fn of<S: Store, N: Nodes>(
                 utilisation: f64::from(metrics.cpu_permille) / 1000.0,
                 total: Bytes(metrics.data_total_bytes),
                 free: Bytes(controller.room_on(&v.node.name, &volumes)),
-                groups: BTreeMap::new(),
+                ..NodeView::default()
             }
         })
         .collect())

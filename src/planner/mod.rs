@@ -21,6 +21,7 @@ pub mod replay;
 mod score;
 mod shape;
 mod unit;
+mod upkeep;
 
 pub use calendar::{Calendar, Event, EventKind, Occurrence};
 pub use commitment::{Bin, Commitment, Commitments, Outcome, Review};

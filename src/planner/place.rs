@@ -2,7 +2,7 @@
 //! and best spread. Room is reserved when the choice is made, not when the copy begins: otherwise
 //! every choice of one cycle finds the same empty node and they all pile up there.
 
-use super::unit::Bytes;
+use super::unit::{Bytes, Money};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -27,6 +27,8 @@ pub struct NodeView {
     pub free: Bytes,
     /// Anti-affinity groups that have a volume there, and how many.
     pub groups: BTreeMap<String, u32>,
+    /// What an hour of it costs, if it goes when nothing is on it any more; zero if it stays anyway.
+    pub hour: Money,
 }
 
 /// A copy that looks for a place.

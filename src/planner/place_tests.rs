@@ -20,6 +20,7 @@ fn node(name: &str, site: &str, free: u64) -> NodeView {
         total: Bytes(1000),
         free: Bytes(free),
         groups: BTreeMap::new(),
+        hour: Money(0.0),
     }
 }
 

@@ -10,11 +10,15 @@ use super::commitment::{Commitment, Commitments};
 use super::place::{Ask, NodeView, Rejection, Reservations, choose};
 use super::policy::{Mode, Policy};
 use super::prices::{Prices, SitePrices};
-use super::score::{Kept, Move, Score, Urgency, Windows};
+use super::score::{Move, Score, Urgency, Windows};
 use super::shape::{Need, Recommendation, recommend};
 use super::unit::{Bandwidth, Bytes, Money, Seconds, UnixTime};
 use serde::Serialize;
 use std::collections::BTreeMap;
+
+mod keeping;
+
+use keeping::Rent;
 
 /// A site that could take copies.
 #[derive(Clone, Debug)]
@@ -44,6 +48,8 @@ pub struct Subject {
     pub windows: Windows,
     /// What the demand must not pass.
     pub capacity: f64,
+    /// Share of the times at which it does that this subject has to leave: others may go instead.
+    pub leaves: f64,
     /// Needs a second that nothing announces.
     pub unannounced: f64,
     /// Share of its needs by load that no forecast announces in time, if that is known of it.
@@ -67,12 +73,12 @@ pub struct Subject {
 }
 
 /// Copies of all of a subject's volumes at one site.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Held {
     /// How far behind they are.
     pub behind: Bytes,
-    /// What an hour of the node costs that would go with them; zero if it stays anyway.
-    pub node_hour: Money,
+    /// The nodes that they are on.
+    pub nodes: Vec<String>,
 }
 
 /// Everything that a cycle looks at.
@@ -220,8 +226,10 @@ pub fn plan(input: &Input<'_>, commitments: &mut Commitments) -> Plan {
             .iter()
             .map(|s| (s.name.clone(), if s.shut.is_none() { s.quota } else { 0 }))
             .collect(),
+        rent: None,
     };
     cycle.reserve_promised(commitments);
+    cycle.rent = Some(cycle.rents(commitments));
     let decisions = input
         .subjects
         .iter()
@@ -242,6 +250,8 @@ struct Cycle<'a> {
     /// What subjects came into this cycle with. Its own promise stands in nobody's way.
     promised: BTreeMap<String, Commitment>,
     quota: BTreeMap<String, u32>,
+    /// Who pays for nodes that were bought; none while that is being found out, and they are free.
+    rent: Option<Rent>,
 }
 
 impl Cycle<'_> {
@@ -267,15 +277,16 @@ impl Cycle<'_> {
         }
     }
 
-    fn decide(&mut self, subject: &Subject, commitments: &mut Commitments) -> Decision {
-        let policy = self.input.policy;
-        let outlooks: BTreeMap<String, Outlook> = self
-            .input
-            .sites
-            .iter()
+    fn outlooks(&self, subject: &Subject) -> BTreeMap<String, Outlook> {
+        (self.input.sites.iter())
             .filter(|s| s.name != subject.site)
             .map(|s| (s.name.clone(), self.outlook(subject, s)))
-            .collect();
+            .collect()
+    }
+
+    fn decide(&mut self, subject: &Subject, commitments: &mut Commitments) -> Decision {
+        let policy = self.input.policy;
+        let outlooks = self.outlooks(subject);
         let committed = commitments.get(&subject.name).cloned();
         // an open site is kept unless it became impossible: switching costs a second baseline
         let best = committed
@@ -285,7 +296,7 @@ impl Cycle<'_> {
         let floor = committed
             .as_ref()
             .map_or(policy.open_score, |_| policy.close_score);
-        let triggers = self.triggers(subject, best.map(|b| b.2), floor);
+        let triggers = self.triggers(subject, best, floor);
 
         let (action, site) = match (&committed, best) {
             (Some(c), Some((site, _, _))) if c.site == site => {
@@ -365,32 +376,19 @@ impl Cycle<'_> {
             ));
         }
         let whole: Bytes = subject.moving.iter().map(|a| a.bytes).sum();
-        let hold = input.policy.hold();
-        if self.touched(&site.name, hold) {
+        if self.touched(&site.name, input.policy.hold()) {
             return filtered("goes into maintenance itself while the copy would be kept".into());
         }
         let policy = input.policy;
         let host = recommend(&subject.need, prices, policy.shape_quantile);
-        let mut it = Move {
-            provision: Seconds(0),
-            bytes: whole,
-            bandwidth: site.bandwidth,
-            node: Money(0.0),
-            storage: prices.storage(whole, hold),
-            egress: prices.egress(with_increments(whole, subject, hold)),
-            hold,
-            kept: None,
-            host: host
-                .as_ref()
-                .map_or(Money(0.0), |h| h.shape.price(policy.stay())),
-        };
+        let mut it = self.a_move(subject, site, prices, host.as_ref());
         if it.bandwidth.time_for(whole).0 == u64::MAX {
             return filtered("no bandwidth to it".into());
         }
         if let Some(held) = subject.copies.get(&site.name) {
             return Outlook::Possible {
                 way: Way::Warm,
-                score: self.keeping(subject, site, prices, it, held),
+                score: self.keeping(subject, site, prices, &it, held),
                 host: host.map(Box::new),
             };
         }
@@ -409,17 +407,45 @@ impl Cycle<'_> {
                 match recommend(&standby, prices, policy.shape_quantile) {
                     Some(r) if host.is_some() => {
                         it.provision = site.provision;
-                        it.node = r.shape.price(hold);
+                        it.node = r.shape.price(policy.hold());
                         Way::New(Box::new(r))
                     }
                     _ => return filtered("sells no node that is large enough".into()),
                 }
             }
         };
+        let score = self.score(subject, &it, policy.cycle());
+        let score = match &way {
+            Way::Existing(nodes) => self.as_newcomer(score, subject, nodes),
+            _ => score,
+        };
         Outlook::Possible {
             way,
-            score: self.score(subject, &it, policy.cycle()),
+            score,
             host: host.map(Box::new),
+        }
+    }
+
+    /// A move to a node that is there, with a copy for as long as one is expected to be kept.
+    fn a_move(
+        &self,
+        subject: &Subject,
+        site: &SiteView,
+        prices: &SitePrices,
+        host: Option<&Recommendation>,
+    ) -> Move {
+        let policy = self.input.policy;
+        let whole: Bytes = subject.moving.iter().map(|a| a.bytes).sum();
+        Move {
+            provision: Seconds(0),
+            bytes: whole,
+            bandwidth: site.bandwidth,
+            node: Money(0.0),
+            storage: prices.storage(whole, policy.hold()),
+            egress: prices.egress(with_increments(whole, subject, policy.hold())),
+            hold: policy.hold(),
+            kept: None,
+            host: host.map_or(Money(0.0), |h| h.shape.price(policy.stay())),
         }
     }
 
@@ -429,53 +455,13 @@ impl Cycle<'_> {
         let urgency = Urgency {
             windows: &subject.windows,
             capacity: subject.capacity / load,
+            leaves: subject.leaves,
             events: &events,
             unannounced: subject.unannounced,
             value_of_second: Money(self.input.policy.value_of_second),
             value_of_move: Money(self.input.policy.value_of_move),
         };
         Score::of(it, &urgency, slack)
-    }
-
-    /// What keeping a copy is worth: the best over the times for which it could be kept, each a
-    /// window that is forecast or the time to an event.
-    fn keeping(
-        &self,
-        subject: &Subject,
-        site: &SiteView,
-        prices: &SitePrices,
-        mut it: Move,
-        held: &Held,
-    ) -> Score {
-        let policy = self.input.policy;
-        let cycle = policy.cycle();
-        it.kept = Some(Kept {
-            again: prices.egress(it.bytes),
-            missed_share: subject.missed_share.unwrap_or(policy.missed_share),
-        });
-        if held.node_hour.0 > 0.0 {
-            it.provision = site.provision;
-        }
-        let (ahead, _) = self.events(subject, LOOK_AHEAD);
-        let lead = it.provision + it.bandwidth.time_for(it.bytes);
-        let mut best: Option<Score> = None;
-        let holds = subject
-            .windows
-            .lengths()
-            .map(|w| Seconds(w.0.saturating_sub(lead.0)));
-        for hold in holds.chain(ahead.iter().map(|e| e.0)).chain([cycle]) {
-            let hold = hold.max(cycle);
-            // the probability is that of the lead and the hold, so both are paid for
-            it.hold = hold;
-            it.node = Money(held.node_hour.0 * (lead + hold).hours());
-            it.storage = prices.storage(it.bytes, lead + hold);
-            it.egress = prices.egress(with_increments(held.behind, subject, lead + hold));
-            let score = self.score(subject, &it, hold);
-            if best.as_ref().is_none_or(|b| score.total.0 > b.total.0) {
-                best = Some(score);
-            }
-        }
-        best.unwrap_or_else(|| self.score(subject, &it, cycle))
     }
 
     /// New nodes that a site can still have, with the one that is on its way for this subject.
@@ -547,26 +533,59 @@ impl Cycle<'_> {
         })
     }
 
-    fn triggers(&self, subject: &Subject, best: Option<&Score>, floor: f64) -> Vec<Trigger> {
+    fn triggers(&self, subject: &Subject, best: Best<'_>, floor: f64) -> Vec<Trigger> {
         let policy = self.input.policy;
-        let lead = best.map_or(Seconds(0), |s| s.lead);
+        let score = best.map(|b| b.2);
+        let lead = score.map_or(Seconds(0), |s| s.lead);
         let horizon = lead + policy.cycle();
         let mut triggers = Vec::new();
-        if best.is_some_and(|s| s.total.0 >= floor && s.p > 0.0) {
+        if score.is_some_and(|s| s.total.0 >= floor && s.p > 0.0) {
             triggers.push(Trigger::Score);
         }
         let (_, load) = self.events(subject, horizon);
         let limit = subject.capacity * policy.utilisation_limit / load;
         if (subject.windows.over(horizon))
-            .is_some_and(|max| max.exceed(limit) > policy.utilisation_probability)
+            .is_some_and(|max| subject.leaves * max.exceed(limit) > policy.utilisation_probability)
         {
             triggers.push(Trigger::Utilisation);
         }
-        let (ahead, _) = self.events(subject, horizon + Seconds(policy.event_margin_seconds));
-        if !ahead.is_empty() {
+        let margin = horizon + Seconds(policy.event_margin_seconds);
+        if self.must_begin(subject, best.map(|b| b.0), margin) {
             triggers.push(Trigger::Event);
         }
         triggers
+    }
+
+    /// Whether maintenance ahead is so near that a copy has to begin, which takes `lead` alone: what
+    /// else has to leave because of it shares the bandwidth.
+    fn must_begin(&self, subject: &Subject, site: Option<&str>, lead: Seconds) -> bool {
+        let input = self.input;
+        let site = input.sites.iter().find(|s| Some(s.name.as_str()) == site);
+        let ahead = input
+            .calendar
+            .between(input.now, input.now.after(LOOK_AHEAD));
+        (ahead.iter())
+            .filter(|o| o.event.kind == EventKind::Maintenance)
+            .filter(|o| o.event.touches(&subject.name, &subject.site))
+            .any(|o| {
+                let others = (input.subjects.iter())
+                    .filter(|s| s.name != subject.name && o.event.touches(&s.name, &s.site));
+                let sent = site.map_or(Seconds(0), |site| {
+                    site.bandwidth
+                        .time_for(others.map(|s| s.lacks(&site.name)).sum())
+                });
+                o.start.since(input.now) <= lead + sent
+            })
+    }
+}
+
+impl Subject {
+    /// What a site lacks of it.
+    fn lacks(&self, site: &str) -> Bytes {
+        match self.copies.get(site) {
+            Some(held) => held.behind,
+            None => self.moving.iter().map(|a| a.bytes).sum(),
+        }
     }
 }
 

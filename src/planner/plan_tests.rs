@@ -44,6 +44,7 @@ fn subject(name: &str, p: f64) -> Subject {
         site: "home".into(),
         windows: Windows::new(vec![(Seconds(3600), max)]),
         capacity: 100.0,
+        leaves: 1.0,
         unannounced: 0.0,
         missed_share: None,
         moving: vec![Ask {
@@ -205,7 +206,7 @@ fn a_trembling_forecast_does_not_churn() {
             Action::Provision => {
                 let held = Held {
                     behind: Bytes(0),
-                    node_hour: Money(0.2),
+                    nodes: vec![],
                 };
                 w.subjects[0].copies.insert(d.site.unwrap(), held);
             }
@@ -297,4 +298,68 @@ fn what_is_on_its_way_is_waited_for_even_if_it_was_the_last_that_could_be_had() 
     assert_eq!(first.action, Action::Provision);
     let second = w.plan().decisions.remove(0);
     assert_eq!((second.action, second.site), (Action::Keep, first.site));
+}
+
+/// Copies that each pay nothing for their node, because the others keep it open, once kept a node for
+/// each other that all of them together were not worth.
+#[test]
+fn a_bought_node_goes_when_all_copies_on_it_are_not_worth_it_and_stays_when_they_are() {
+    let actions = |copies: usize| -> Vec<Action> {
+        let mut w = World::new(vec![]);
+        w.policy.value_of_second = 0.0;
+        w.policy.value_of_move = 3.0;
+        w.nodes = vec![NodeView {
+            name: "n".into(),
+            site: "west".into(),
+            available: true,
+            total: Bytes::from_gib(500.0),
+            free: Bytes::from_gib(400.0),
+            hour: Money(0.2),
+            ..NodeView::default()
+        }];
+        for i in 0..copies {
+            let mut s = subject(&format!("s{i}"), 0.0);
+            // worth some 0.1 an hour
+            s.unannounced = 1e-5;
+            s.idle_since = Some(UnixTime(0));
+            let held = Held {
+                behind: Bytes(0),
+                nodes: vec!["n".into()],
+            };
+            s.copies.insert("west".into(), held);
+            let since = Commitment {
+                site: "west".into(),
+                nodes: vec!["n".into()],
+                since: UnixTime(0),
+            };
+            w.kept.open(&s.name, since);
+            w.subjects.push(s);
+        }
+        w.plan().decisions.iter().map(|d| d.action).collect()
+    };
+    assert_eq!(actions(1), [Action::Release]);
+    assert_eq!(actions(4), [Action::Keep; 4]);
+}
+
+/// Each disk of a node took a few minutes, and was begun a few minutes before the node's maintenance:
+/// all of them together took an hour.
+#[test]
+fn what_one_event_drives_out_together_begins_early_enough_for_all() {
+    let mut w = World::new((0..3).map(|i| subject(&format!("s{i}"), 0.001)).collect());
+    w.sites = vec![site("west")];
+    w.sites[0].quota = 3;
+    w.policy.value_of_second = 0.0001;
+    w.calendar = Calendar::parse(
+        "[[event]]\nname = \"power\"\nkind = \"maintenance\"\nnodes = [\"s0\", \"s1\"]\n\
+         at = 1970-01-12T15:00:00Z\nlasts = \"2h\"", // 1,004,400
+    )
+    .unwrap();
+    // 60 s, twice 10 GiB at 100 MiB/s; then the cycle and the margin
+    let latest = 1_004_400 - (60 + 2 * 103) - 300 - 900;
+    w.now = latest - 10;
+    assert_eq!(w.plan().decisions[0].action, Action::Nothing);
+    w.now = latest + 10;
+    let actions: Vec<Action> = w.plan().decisions.iter().map(|d| d.action).collect();
+    use Action::{Nothing, Provision};
+    assert_eq!(actions, [Provision, Provision, Nothing]);
 }

@@ -90,6 +90,8 @@ pub struct Urgency<'a> {
     pub windows: &'a Windows,
     /// What the maximum must not pass.
     pub capacity: f64,
+    /// Share of the times at which it does that this move is needed.
+    pub leaves: f64,
     /// Events ahead: how soon they begin and how likely they are.
     pub events: &'a [(Seconds, f64)],
     /// Needs a second that nothing announces, such as a node that fails.
@@ -105,6 +107,8 @@ pub struct Urgency<'a> {
 pub struct Score {
     /// Provision time and transfer time.
     pub lead: Seconds,
+    /// For how long the copy is kept after that.
+    pub hold: Seconds,
     /// Probability that the window maximum passes capacity within the lead.
     pub p_load: f64,
     /// Probability that an event begins within it.
@@ -145,7 +149,7 @@ impl Score {
         let p_load = urgency
             .windows
             .over(horizon)
-            .map_or(0.0, |max| max.exceed(urgency.capacity));
+            .map_or(0.0, |max| urgency.leaves * max.exceed(urgency.capacity));
         let none: f64 = urgency
             .events
             .iter()
@@ -168,6 +172,7 @@ impl Score {
         let host = Money(p * it.host.0);
         Score {
             lead,
+            hold: it.hold,
             host,
             p_load,
             p_event,
@@ -183,6 +188,26 @@ impl Score {
             gain,
             total: Money(gain.0 - host.0 - it.node.0 - it.storage.0 - it.egress.0),
         }
+    }
+
+    /// The time that it covers; never none, so that it can be divided by.
+    #[must_use]
+    pub fn time(&self) -> Seconds {
+        (self.lead + self.hold).max(Seconds(1))
+    }
+
+    /// What it is worth in each hour of it.
+    #[must_use]
+    pub fn hourly(&self) -> Money {
+        Money(self.total.0 / self.time().hours())
+    }
+
+    /// The same with another price of the node.
+    #[must_use]
+    pub fn with_node(mut self, node: Money) -> Score {
+        self.total.0 += self.node.0 - node.0;
+        self.node = node;
+        self
     }
 
     /// The costs together.
@@ -256,6 +281,7 @@ mod tests {
         let urgency = Urgency {
             windows: &w,
             capacity: 90.0,
+            leaves: 1.0,
             events: &[(Seconds(150), 0.5), (Seconds(10_000), 1.0)],
             value_of_second: Money(0.05),
             unannounced: 0.0,
@@ -274,11 +300,55 @@ mod tests {
         );
     }
 
+    /// A VM was kept ready for every overload of its node, while another one relieved the node each time.
+    #[test]
+    fn an_overload_counts_as_often_as_it_drives_this_one_out() {
+        let w = windows(0.2);
+        let p_load = |leaves: f64| {
+            let urgency = Urgency {
+                windows: &w,
+                capacity: 90.0,
+                leaves,
+                events: &[],
+                value_of_second: Money(0.05),
+                unannounced: 0.0,
+                value_of_move: Money(0.0),
+            };
+            Score::of(&a_move(), &urgency, Seconds(300)).p_load
+        };
+        assert!((p_load(1.0) - 0.2).abs() < 1e-9 && (p_load(0.25) - 0.05).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_score_an_hour_is_over_lead_and_hold_and_another_node_changes_the_sum_alone() {
+        let w = windows(0.2);
+        let urgency = Urgency {
+            windows: &w,
+            capacity: 90.0,
+            leaves: 1.0,
+            events: &[],
+            value_of_second: Money(0.05),
+            unannounced: 0.0,
+            value_of_move: Money(0.0),
+        };
+        let it = Move {
+            hold: Seconds(3400),
+            ..a_move()
+        };
+        let s = Score::of(&it, &urgency, Seconds(300));
+        assert_eq!(s.time(), Seconds(3600));
+        assert_eq!(s.hourly(), s.total);
+        let dearer = s.clone().with_node(Money(0.75));
+        assert!((s.total.0 - dearer.total.0 - 0.25).abs() < 1e-9);
+        assert!((dearer.gain.0 - dearer.cost().0 - dearer.total.0).abs() < 1e-9);
+    }
+
     #[test]
     fn without_a_forecast_events_still_count() {
         let urgency = Urgency {
             windows: &Windows::default(),
             capacity: 90.0,
+            leaves: 1.0,
             events: &[(Seconds(0), 1.0)],
             value_of_second: Money(0.05),
             unannounced: 0.0,
@@ -308,6 +378,7 @@ mod tests {
         let urgency = Urgency {
             windows: &w,
             capacity: 90.0,
+            leaves: 1.0,
             events: &[],
             unannounced: 1e-4,
             value_of_second: Money(0.01),
@@ -357,7 +428,7 @@ mod tests {
             let score = |p, price| {
                 let w = windows(p);
                 let it = Move { node: Money(price), ..a_move() };
-                let u = Urgency { windows: &w, capacity: 90.0, events: &events,
+                let u = Urgency { windows: &w, capacity: 90.0, leaves: 1.0, events: &events,
                                   value_of_second: Money(0.05), unannounced: 0.0,
                                   value_of_move: Money(0.0) };
                 Score::of(&it, &u, Seconds(300))

@@ -66,6 +66,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         let away = self.away().await?;
         let mut notes = Vec::new();
         let mut nodes = places::of(self, &[]).await?;
+        self.price_bought(&mut nodes, &rules.prices).await?;
         let mut at_home: BTreeMap<String, Vec<&Volume>> = BTreeMap::new();
         for v in volumes.iter().filter(|v| v.status == Status::Ready) {
             let home = away
@@ -105,9 +106,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             let demand = demands.remove(home);
             let idle = self.idle_since(planning, rules, home, mine, demand.as_ref());
             let demand = demand.unwrap_or_default();
-            let mut subject = self
-                .subject(node, mine, demand, idle, &nodes, rules)
-                .await?;
+            let mut subject = self.subject(node, mine, demand, idle, &nodes, rules)?;
             let counted = counted.get(home).map(|n| n.counted).unwrap_or_default();
             subject.unannounced = counted.unforeseen();
             subject.missed_share = Some(counted.missed_share(rules.policy.missed_share));
@@ -266,7 +265,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         }
     }
 
-    async fn subject(
+    fn subject(
         &self,
         node: &NodeView,
         mine: &[&Volume],
@@ -320,6 +319,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             name: node.name.clone(),
             site: node.site.clone(),
             capacity: CAPACITY,
+            leaves: 1.0,
             unannounced: 0.0,
             missed_share: None,
             need: Need {
@@ -338,7 +338,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                     ..Ask::default()
                 })
                 .collect(),
-            copies: self.copies(mine, nodes, &rules.prices).await?,
+            copies: self.copies(mine, nodes),
             idle_since,
             site_latency_ms,
             node_latency_ms,
@@ -346,13 +346,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
     }
 
     /// Sites that have a copy of each of these volumes.
-    async fn copies(
-        &self,
-        mine: &[&Volume],
-        nodes: &[NodeView],
-        prices: &Prices,
-    ) -> Result<BTreeMap<String, Held>> {
-        let registered = self.inner.records.nodes().await?;
+    fn copies(&self, mine: &[&Volume], nodes: &[NodeView]) -> BTreeMap<String, Held> {
         let sites: BTreeSet<&str> = nodes.iter().map(|n| n.site.as_str()).collect();
         let mut copies = BTreeMap::new();
         for site in sites {
@@ -375,19 +369,25 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                     .map(|(b, l)| Bytes(b.0.saturating_add(l)));
             }
             let Some(behind) = behind else { continue };
-            // nodes that were bought go with the copies; those that people brought stay anyway
-            let bought = registered.iter().filter(|n| holders.contains(&n.name));
-            let hour: f64 = bought
-                .filter_map(|n| {
-                    let shapes = &prices.site(site).ok()?.shapes;
-                    let shape = n.shape.as_ref()?;
-                    shapes.iter().find(|s| s.name == *shape).map(|s| s.hour)
-                })
-                .sum();
-            let node_hour = Money(hour);
-            copies.insert(site.to_owned(), Held { behind, node_hour });
+            let nodes = holders.iter().map(ToString::to_string).collect();
+            copies.insert(site.to_owned(), Held { behind, nodes });
         }
-        Ok(copies)
+        copies
+    }
+
+    /// What nodes cost an hour that were bought, and so go when nothing is on them any more.
+    async fn price_bought(&self, nodes: &mut [NodeView], prices: &Prices) -> Result<()> {
+        for bought in self.inner.records.nodes().await? {
+            let hour = bought.shape.as_ref().and_then(|shape| {
+                let shapes = &prices.site(&bought.site).ok()?.shapes;
+                shapes.iter().find(|s| s.name == *shape).map(|s| s.hour)
+            });
+            let view = nodes.iter_mut().find(|n| n.name == bought.name.as_str());
+            if let (Some(hour), Some(view)) = (hour, view) {
+                view.hour = Money(hour);
+            }
+        }
+        Ok(())
     }
 
     fn sites(

@@ -1,8 +1,8 @@
 //! Keeps what the planner decides.
 
 use super::super::{
-    Action, Ask, Bandwidth, Bytes, Commitments, Foresight, Held, Input, Mode, Money, Policy,
-    Seconds, SiteView, Subject, Windows, plan,
+    Action, Ask, Bandwidth, Bytes, Commitments, Foresight, Held, Input, Mode, Policy, Seconds,
+    SiteView, Subject, Windows, plan,
 };
 use super::forecaster::Forecaster;
 use super::keeper::Keeper;
@@ -86,12 +86,48 @@ impl<F: Forecaster> Forerun<F> {
         likely
     }
 
+    fn months(&self, view: &View<'_>, subjects: &[(usize, Subject)]) -> Vec<Month> {
+        let world = view.world;
+        let now = world.at(view.step);
+        let ahead = world.calendar.between(now, now.after(MONTH));
+        let day = (DAY.0 / world.step.0.max(1)) as usize;
+        let month = |(vm, s): &(usize, Subject)| {
+            let announced = ahead
+                .iter()
+                .filter(|o| o.event.touches(&s.name, &s.site))
+                .count() as f64;
+            let unannounced = s.unannounced * MONTH.0 as f64;
+            let home = world.vms[*vm].home;
+            let likely = self.likely(world, home, view.step);
+            let past = self.overloads[home]
+                .iter()
+                .filter(|o| o.from <= view.step)
+                .count() as f64;
+            let load = match likely.contains(vm) {
+                true => {
+                    past / likely.len() as f64 * MONTH.0 as f64
+                        / ((view.step + 1) as u64 * world.step.0) as f64
+                }
+                false => 0.0,
+            };
+            Month {
+                vm: *vm,
+                moves: announced + unannounced + load,
+                missed: unannounced + load * s.missed_share.unwrap_or(self.policy.missed_share),
+                written: Bytes(
+                    (recent(&world.vms[*vm].writes[..=view.step], 7 * day) * MONTH.0 as f64) as u64,
+                ),
+            }
+        };
+        subjects.iter().map(month).collect()
+    }
+
     fn subject(&self, view: &View<'_>, vm: usize, windows: Windows, capacity: f64) -> Subject {
         let world = view.world;
         let copies = (0..world.sites.len()).filter_map(|site| {
             let held = Held {
                 behind: Bytes(view.copies.get(&(vm, site))?.missing as u64),
-                node_hour: marginal(view, site, vm),
+                nodes: vec![world.standby_name(site)],
             };
             Some((world.sites[site].name.clone(), held))
         });
@@ -102,6 +138,7 @@ impl<F: Forecaster> Forerun<F> {
             site: "home".into(),
             windows,
             capacity,
+            leaves: self.foreseen[vm].leaves(),
             unannounced: self.unannounced.rate() + self.foreseen[vm].counted.unforeseen(),
             missed_share: Some((self.foreseen[vm].counted).missed_share(self.policy.missed_share)),
             moving: vec![Ask {
@@ -152,6 +189,9 @@ impl Unannounced {
     }
 }
 
+/// For so many overloads a VM is thought to be driven out by each.
+const PRIOR: f64 = 5.0;
+
 /// What of a VM's needs by load was foreseen.
 #[derive(Default)]
 struct Foreseen {
@@ -159,11 +199,15 @@ struct Foreseen {
     said: VecDeque<bool>,
     counted: Foresight,
     away: bool,
+    /// Overloads of its home that it met there, and of these those that drove it out.
+    met: u32,
+    driven: u32,
 }
 
 impl Foreseen {
     /// What is said now, about `lead` cycles ahead, and whether an overload begins now.
     fn observe(&mut self, said: bool, lead: usize, begins: bool) {
+        self.met += u32::from(begins && !self.away);
         if begins && self.said.len() > lead {
             self.counted.overload(self.said[lead]);
         }
@@ -171,9 +215,16 @@ impl Foreseen {
         self.said.truncate(lead + 1);
     }
 
+    /// Share of its home's overloads that drive it out.
+    fn leaves(&self) -> f64 {
+        let (driven, met) = (f64::from(self.driven), f64::from(self.met));
+        ((driven + PRIOR) / (met + PRIOR)).min(1.0)
+    }
+
     /// Whether the VM is away now, after a cycle, and whether load may be why it left.
     fn left(&mut self, away: bool, by_load: bool, cycle: Seconds) {
         let said = self.said.back().copied().unwrap_or(false);
+        self.driven += u32::from(away && !self.away && by_load);
         if away && !self.away && by_load && !said {
             self.counted.surprise();
         }
@@ -182,20 +233,44 @@ impl Foreseen {
     }
 }
 
-/// The site at which copies of all would cost least in a week: once sent, stored, and kept up.
-fn cheapest(world: &World, subjects: &[(usize, Subject)]) -> Option<usize> {
-    let week = Seconds(7 * DAY.0);
-    let disks: Bytes = subjects.iter().map(|(_, s)| s.need.storage).sum();
-    let written: u64 = subjects
-        .iter()
-        .map(|(_, s)| s.dirty_rate.0.saturating_mul(week.0))
-        .sum();
-    let all: BTreeSet<usize> = subjects.iter().map(|(vm, _)| *vm).collect();
+/// What a VM is expected to need in a month.
+struct Month {
+    vm: usize,
+    /// How often it leaves.
+    moves: f64,
+    /// How often of these nothing announces it.
+    missed: f64,
+    /// What it writes.
+    written: Bytes,
+}
+
+/// The time for which a site is chosen: what it costs to send everything there is small beside what it
+/// costs to have it there.
+const MONTH: Seconds = Seconds(30 * 86_400);
+
+/// The site at which it would cost least to have VMs for a month, when they need it, and copies of those
+/// that are cheaper kept than sent each time.
+fn cheapest(world: &World, policy: &Policy, months: &[Month]) -> Option<usize> {
     let price = |site: &usize| {
         let prices = world.prices.site(&world.sites[*site].name).ok()?;
-        let sent = Bytes(disks.0.saturating_add(written));
-        let node = world.standby_hour(*site, &all).0 * week.hours();
-        Some(prices.storage(disks, week).0 + prices.egress(sent).0 + node)
+        let of = |m: &Month| {
+            let disk = world.vms[m.vm].disk;
+            let once = prices.egress(disk).0;
+            let lead = world.sites[*site].bandwidth.time_for(disk).0 as f64;
+            let wait = policy.value_of_move + policy.value_of_second * lead;
+            let sent = m.moves * once;
+            let kept = once + prices.storage(disk, MONTH).0 + prices.egress(m.written).0;
+            let hosts = m.moves * world.node_hour(*site, &[m.vm].into()).0 * policy.stay().hours();
+            hosts
+                + if kept < sent + m.missed * wait {
+                    kept
+                } else {
+                    sent
+                }
+        };
+        let all: BTreeSet<usize> = months.iter().map(|m| m.vm).collect();
+        let node = world.standby_hour(*site, &all).0 * MONTH.hours();
+        Some(months.iter().map(of).sum::<f64>() + node)
     };
     let priced = (0..world.sites.len()).filter_map(|site| Some((price(&site)?, site)));
     priced
@@ -207,17 +282,6 @@ fn cheapest(world: &World, subjects: &[(usize, Subject)]) -> Option<usize> {
 fn recent(writes: &[f64], steps: usize) -> f64 {
     let day = &writes[writes.len().saturating_sub(steps)..];
     day.iter().sum::<f64>() / day.len().max(1) as f64
-}
-
-/// What an hour of the site's node for copies costs more with this one than without it. Hosts that have
-/// room for it come and go, so they do not count.
-fn marginal(view: &View<'_>, site: usize, vm: usize) -> Money {
-    let resting = |(vm, s): &&(usize, usize)| *s == site && view.away.get(vm) != Some(s);
-    let mut vms: BTreeSet<usize> = view.copies.keys().filter(resting).map(|k| k.0).collect();
-    vms.insert(vm);
-    let with = view.world.standby_hour(site, &vms);
-    vms.remove(&vm);
-    Money(with.0 - view.world.standby_hour(site, &vms).0)
 }
 
 /// A time at which a node's demand was above its capacity.
@@ -304,40 +368,40 @@ impl<F: Forecaster> Keeper for Forerun<F> {
                 subjects.push((vm, self.subject(view, vm, load, capacity)));
             }
         }
-        // the first node draws others to its site, so it is made where all would be kept cheapest
-        let first = (view.standbys.is_empty()).then(|| cheapest(world, &subjects));
-        let sites: Vec<SiteView> = match first.flatten() {
-            Some(site) => vec![world.sites[site].clone()],
-            None => world.sites.clone(),
+        // a node is cheaper the more copies are on it, so new ones come where one is; the first is made
+        // where all would be had cheapest
+        let hub = (view.standbys.is_empty())
+            .then(|| cheapest(world, &self.policy, &self.months(view, &subjects)))
+            .flatten();
+        let open = |site: usize, name: &str| match hub {
+            Some(hub) => site == hub,
+            None => view.standbys.iter().any(|n| n.site == name),
+        };
+        let sites: Vec<SiteView> = (world.sites.iter().enumerate())
+            .filter(|(i, s)| open(*i, &s.name))
+            .map(|(_, s)| s.clone())
+            .collect();
+        let (vms, subjects): (Vec<usize>, Vec<Subject>) = subjects.into_iter().unzip();
+        let input = Input {
+            now: world.at(view.step),
+            subjects: &subjects,
+            sites: &sites,
+            nodes: view.standbys,
+            calendar: &world.calendar,
+            prices: &world.prices,
+            policy: &self.policy,
         };
         self.wanted.clear();
-        let mut nodes = view.standbys.to_vec();
-        // one after the other, so that a node that one makes is there for the next
-        for (vm, subject) in subjects {
-            let input = Input {
-                now: world.at(view.step),
-                subjects: &[subject],
-                sites: &sites,
-                nodes: &nodes,
-                calendar: &world.calendar,
-                prices: &world.prices,
-                policy: &self.policy,
-            };
-            for d in plan(&input, &mut self.commitments).decisions {
-                let site_of = |name: &str| world.sites.iter().position(|s| s.name == name);
-                if let Some(best) = d.best().and_then(|(name, _)| site_of(name)) {
-                    self.best.insert(vm, best);
-                }
-                let site = d.site.as_deref().and_then(site_of);
-                let (Some(site), Action::Provision | Action::Seed | Action::Keep) =
-                    (site, d.action)
-                else {
-                    continue;
-                };
+        let decisions = plan(&input, &mut self.commitments).decisions;
+        for (vm, d) in vms.into_iter().zip(decisions) {
+            let site_of = |name: &str| world.sites.iter().position(|s| s.name == name);
+            if let Some(best) = d.best().and_then(|(name, _)| site_of(name)) {
+                self.best.insert(vm, best);
+            }
+            let site = d.site.as_deref().and_then(site_of);
+            if let (Some(site), Action::Provision | Action::Seed | Action::Keep) = (site, d.action)
+            {
                 self.wanted.insert((vm, site));
-                if d.action == Action::Provision {
-                    nodes.extend(world.standby(site, world.vms[vm].disk));
-                }
             }
         }
         self.wanted.clone()

@@ -39,10 +39,14 @@ pub struct Tally {
     pub cost: f64,
     /// Of the cost, what nodes took.
     pub cost_nodes: f64,
+    /// Of that, what copies at rest took beside the hosts on which VMs ran.
+    pub cost_standby: f64,
     /// Of the cost, what storage took.
     pub cost_storage: f64,
     /// Of the cost, what egress took.
     pub cost_egress: f64,
+    /// Of that, what keeping whole copies up took.
+    pub cost_increments: f64,
     /// What the seconds that migrations waited for cost.
     pub delay_cost: f64,
     /// Hours of nodes on which no VM ran.
@@ -181,12 +185,12 @@ impl Run<'_> {
 
     /// The nodes at the sites, with the room that is left on them.
     fn standbys(&self) -> Vec<NodeView> {
-        let used = |site: usize| {
+        let copies = |site: usize| {
             let here = self.copies.keys().filter(|(_, s)| *s == site);
-            here.map(|(vm, _)| self.world.vms[*vm].disk).sum()
+            here.map(|(vm, _)| *vm).collect()
         };
         (self.nodes.keys())
-            .filter_map(|site| self.world.standby(*site, used(*site)))
+            .filter_map(|site| self.world.standby(*site, &copies(*site)))
             .collect()
     }
 
@@ -260,9 +264,12 @@ impl Run<'_> {
 
     fn charge(&mut self, site: usize, bytes: f64) {
         self.tally.seeded_bytes += bytes as u64;
-        if let Ok(prices) = self.world.prices.site(&self.world.sites[site].name) {
-            self.tally.cost_egress += prices.egress(Bytes(bytes as u64)).0;
-        }
+        self.tally.cost_egress += self.egress(site, bytes);
+    }
+
+    fn egress(&self, site: usize, bytes: f64) -> f64 {
+        let prices = self.world.prices.site(&self.world.sites[site].name);
+        prices.map_or(0.0, |p| p.egress(Bytes(bytes as u64)).0)
     }
 
     /// Begin what is wanted and absent, give up what is not wanted and not in use.
@@ -311,12 +318,14 @@ impl Run<'_> {
                 let Some(copy) = self.copies.get_mut(&key) else {
                     continue;
                 };
+                let baseline = copy.missing;
                 copy.missing = (copy.missing + dirty).min(disk);
                 let share = (step as f64 + 1.0 - copy.ready).clamp(0.0, 1.0);
                 let sent = copy.missing.min(budget * share);
                 copy.missing -= sent;
                 budget -= sent;
                 self.charge(site, sent);
+                self.tally.cost_increments += self.egress(site, (sent - baseline).max(0.0));
             }
         }
     }
@@ -333,7 +342,10 @@ impl Run<'_> {
                 here.iter().partition(|v| self.away.get(v) == Some(&site));
             if !here.is_empty() {
                 self.tally.node_hours += hours;
-                self.tally.cost_nodes += world.site_hour(site, &running, &resting).0 * hours;
+                let all = world.site_hour(site, &running, &resting).0;
+                let hosts = world.node_hour(site, &running).0;
+                self.tally.cost_nodes += all * hours;
+                self.tally.cost_standby += (all - hosts) * hours;
             }
             if running.is_empty() && !resting.is_empty() {
                 self.tally.node_hours_wasted += hours;

@@ -1,6 +1,8 @@
 //! Small worlds whose right answer is known.
 
-use super::super::{Bandwidth, Bytes, Calendar, Policy, Prices, Seconds, SiteView, UnixTime};
+use super::super::{
+    Bandwidth, Bytes, Calendar, Money, Policy, Prices, Seconds, SiteView, UnixTime,
+};
 use super::*;
 
 const DAY: usize = 288;
@@ -118,4 +120,40 @@ fn nobody_leaves_a_quiet_node_and_nothing_is_paid() {
     let t = forerun(&w);
     assert_eq!((t.migrations, t.seeded_bytes, t.churn), (0, 0, 0));
     assert!(t.cost == 0.0 && t.node_hours == 0.0);
+}
+
+/// Copies that filled one node were charged as the largest host that is sold, with all its processors.
+#[test]
+fn copies_beyond_one_node_take_another_of_the_same() {
+    let mut w = world(4);
+    let hour = |w: &World, vms: &[usize]| w.standby_hour(0, &vms.iter().copied().collect()).0;
+    assert!((hour(&w, &[0, 1]) - 0.1).abs() < 1e-9, "500 GiB are sold");
+    w.vms[0].disk = Bytes::from_gib(300.0);
+    w.vms[1].disk = Bytes::from_gib(300.0);
+    assert!((hour(&w, &[0, 1]) - 0.2).abs() < 1e-9);
+    assert_eq!(hour(&w, &[]), 0.0);
+    let view = w.standby(0, &[0, 1].into()).unwrap();
+    assert!(
+        view.free >= Bytes::from_gib(300.0),
+        "room for one more: {view:?}"
+    );
+    assert_eq!(view.hour, Money(0.2));
+}
+
+#[test]
+fn where_waiting_costs_nothing_and_nothing_is_sent_nothing_is_kept() {
+    let mut w = world(10);
+    w.calendar = Calendar::default();
+    let policy = Policy {
+        value_of_second: 0.0,
+        value_of_move: 0.0,
+        utilisation_probability: 1.0,
+        open_score: 0.0,
+        minimum_hold_seconds: 1800,
+        ..Policy::default()
+    };
+    let nothing = run(&w, &mut Nothing, 0.0);
+    let ours = run(&w, &mut Forerun::new(&w, Recent { day: DAY }, policy), 0.0);
+    assert_eq!(ours.migrations, nothing.migrations);
+    assert!(ours.cost <= nothing.cost + 1e-9, "{ours:?} {nothing:?}");
 }

@@ -119,13 +119,21 @@ impl World {
         self.hour(site, vms.iter().map(|vm| self.size(*vm)).collect())
     }
 
-    /// The price of an hour of a node that only holds copies of these VMs' disks.
+    /// The price of an hour of nodes that only hold copies of these VMs' disks.
     #[must_use]
     pub fn standby_hour(&self, site: usize, vms: &BTreeSet<usize>) -> Money {
         match vms.is_empty() {
             true => Money(0.0),
-            false => self.hour(site, vec![self.standby_size(vms)]),
+            false => self.hour(site, self.resting(vms).collect()),
         }
+    }
+
+    /// What copies take at rest: room, and once what it takes to receive them.
+    fn resting(&self, vms: &BTreeSet<usize>) -> impl Iterator<Item = Size> {
+        let need = Need::standby(Bytes(0));
+        let (cpus, memory) = (need.cpus.quantile(1.0), need.memory_gib.quantile(1.0));
+        let copies = vms.iter().map(|vm| self.vms[*vm].disk.gib());
+        std::iter::once(Size([cpus, memory, 0.0])).chain(copies.map(|gib| Size([0.0, 0.0, gib])))
     }
 
     /// The price of an hour of all that runs at a site and all that only rests there: copies take what
@@ -137,23 +145,13 @@ impl World {
             return Money(apart);
         }
         let running = run.iter().map(|vm| self.size(*vm));
-        let copies = rest
-            .iter()
-            .map(|vm| Size([0.0, 0.0, self.vms[*vm].disk.gib()]));
-        let receiving = self.standby_size(&BTreeSet::new());
-        let sizes = running.chain([receiving]).chain(copies).collect();
+        let sizes = running.chain(self.resting(rest)).collect();
         Money(apart.min(self.hour(site, sizes).0))
     }
 
     fn size(&self, vm: usize) -> Size {
         let vm = &self.vms[vm];
         Size([vm.cpus, vm.memory_gib, vm.disk.gib()])
-    }
-
-    fn standby_size(&self, vms: &BTreeSet<usize>) -> Size {
-        let need = Need::standby(vms.iter().map(|v| self.vms[*v].disk).sum());
-        let (cpus, memory) = (need.cpus.quantile(1.0), need.memory_gib.quantile(1.0));
-        Size([cpus, memory, need.storage.gib()])
     }
 
     fn hour(&self, site: usize, mut sizes: Vec<Size>) -> Money {
@@ -170,23 +168,30 @@ impl World {
         Money(price.unwrap_or_else(|| largest(&Size::sum(&sizes), prices)))
     }
 
-    /// The node for copies at a site that holds so much, with the room that is left on it.
+    /// What the node for copies at a site is called.
     #[must_use]
-    pub fn standby(&self, site: usize, used: Bytes) -> Option<NodeView> {
+    pub fn standby_name(&self, site: usize) -> String {
+        format!("standby-{}", self.sites[site].name)
+    }
+
+    /// The node at a site for copies of these VMs' disks, with the room that is left on it.
+    #[must_use]
+    pub fn standby(&self, site: usize, vms: &BTreeSet<usize>) -> Option<NodeView> {
         let view = &self.sites[site];
         let prices = self.prices.site(&view.name).ok()?;
-        let total = Bytes::from_gib(
-            recommend(&Need::standby(used), prices, 1.0)?
-                .shape
-                .storage_gib,
-        );
+        let used: Bytes = vms.iter().map(|v| self.vms[*v].disk).sum();
+        let one = recommend(&Need::standby(Bytes(0)), prices, 1.0)?.shape;
+        let one = Bytes::from_gib(one.storage_gib).0.max(1);
+        // another is made beside it before it is full, and it is seen as one
+        let total = one.saturating_mul(1 + used.0 / (one / 4 * 3).max(1));
         Some(NodeView {
-            name: format!("standby-{}", view.name),
+            name: self.standby_name(site),
             site: view.name.clone(),
             available: true,
             latency_ms: view.latency_ms,
-            total,
-            free: Bytes(total.0.saturating_sub(used.0)),
+            total: Bytes(total),
+            free: Bytes(total.saturating_sub(used.0)),
+            hour: self.standby_hour(site, vms),
             ..NodeView::default()
         })
     }
