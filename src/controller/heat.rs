@@ -172,7 +172,7 @@ impl Heat {
         }
         let count = size.div_ceil(v.extent_bytes).min(EXTENTS_MAX);
         let mut runs: Vec<u32> = Vec::new();
-        for extent in v.habits.coldest_first(count, v.extent_bytes) {
+        for extent in v.habits.order(count, v.extent_bytes) {
             let extent = extent as u32; // below EXTENTS_MAX
             match runs.as_mut_slice() {
                 [.., first, number] if *first + *number == extent => *number += 1,

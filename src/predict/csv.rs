@@ -132,10 +132,11 @@ pub fn read(text: &str, column: Option<&str>) -> Result<Histories, CsvError> {
                 });
             }
         };
-        let whose = owner.map_or("", |owner| fields[owner]);
-        if whose != run.0 {
+        if let Some(owner) = owner
+            && fields[owner] != run.0
+        {
             keep(&mut histories, &mut run);
-            run.0 = whose;
+            run.0 = fields[owner];
         }
         run.1.push((at, sample));
     }

@@ -20,6 +20,9 @@
 //! ends, and a new one is put somewhere into the part of the disk that is in use. Inside a class the order
 //! is the disk's. Whatever lies in the second class is then copied no earlier than a copy in the order of
 //! the disk would, wherever a burst falls in it.
+//!
+//! Before a copy begins, both orders are rehearsed over the last four windows with what was known before them,
+//! and coldest first has to win ([`Habits::order`]).
 
 mod record;
 
@@ -38,6 +41,9 @@ const EVEN: f64 = 0.2;
 const NEAR_BYTES: u64 = 8 << 20;
 /// From here on nothing is expected.
 const FAR_BYTES: u64 = 1 << 30;
+
+/// Of what the order of the disk would have left, what coldest first may have left at most to be preferred.
+const CLEARLY_LESS: f64 = 0.95;
 
 /// The memory of one extent that was ever written.
 #[derive(Clone, Copy, Debug, Default)]
@@ -128,6 +134,62 @@ impl Habits {
             && (f64::from(self.window - trail.last) + 1.0 - near).abs() <= EVEN * near
     }
 
+    /// All extents of a disk of `count` in the order in which to copy them: coldest first, unless that would not
+    /// have left clearly less than the order of the disk in the last windows. Where nothing tells extents apart,
+    /// or where writes go over the disk in its order, that is the order of the disk itself.
+    #[must_use]
+    pub fn order(&self, count: u64, extent_bytes: u64) -> Vec<u64> {
+        let [linear, coldest] = self.rehearsed(count, extent_bytes);
+        if linear > 0.0 && coldest > CLEARLY_LESS * linear {
+            return (0..count).collect();
+        }
+        self.coldest_first(count, extent_bytes)
+    }
+
+    /// Extents that a copy over the last windows would have left dirty: in the order of the disk, and coldest
+    /// first by what was known before them.
+    fn rehearsed(&self, count: u64, extent_bytes: u64) -> [f64; 2] {
+        let Some(window) = self.window.checked_sub(RECENT).filter(|then| *then > 0) else {
+            return [0.0; 2];
+        };
+        let mut then = Habits {
+            seen: self.seen,
+            followed: self.followed,
+            window,
+            unseen: self.unseen.min(window - 1),
+            ..Habits::default()
+        };
+        let mut written = Vec::new();
+        for (extent, trail) in self.trails.iter().filter(|(extent, _)| **extent < count) {
+            let before = trail.written.saturating_sub(trail.state.count_ones());
+            if before > 0 {
+                let trail = Trail {
+                    written: before,
+                    last: window,
+                    ..Trail::default()
+                };
+                then.trails.insert(*extent, trail);
+            }
+            if trail.state > 0 {
+                // windows until the end of that with the last write
+                written.push((*extent, f64::from(RECENT - trail.state.trailing_zeros())));
+            }
+        }
+        let mut place = vec![0; count as usize];
+        for (at, extent) in (0u32..).zip(then.coldest_first(count, extent_bytes)) {
+            place[extent as usize] = at;
+        }
+        let each = f64::from(RECENT) / count as f64;
+        // the share of that window which came after the extent was copied
+        let dirty = |end: f64, place: f64| (end - place * each).clamp(0.0, 1.0);
+        let mut left = [0.0; 2];
+        for (extent, end) in written {
+            left[0] += dirty(end, extent as f64);
+            left[1] += dirty(end, f64::from(place[extent as usize]));
+        }
+        left
+    }
+
     /// All extents of a disk of `count`, coldest first; among equals in the order of the disk, so that
     /// the copy stays sequential.
     #[must_use]
@@ -176,6 +238,7 @@ impl Habits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
 
     #[test]
     fn the_hot_extent_comes_last_and_the_untouched_first() {
@@ -201,6 +264,45 @@ mod tests {
             "every fifth window, and the next is one"
         );
         assert_eq!(habits.probability(8), None);
+    }
+
+    /// A copy that was made coldest first left up to 800 MB more than one in the order of the disk, where a
+    /// guest wrote its disk from end to end: what was written last is not what is written next.
+    #[test]
+    fn a_guest_that_writes_its_disk_from_end_to_end_is_followed_in_the_order_of_the_disk() {
+        let mut habits = Habits::default();
+        for window in 0..50 {
+            habits.close_window(window * 8000..(window + 1) * 8000);
+        }
+        let order = habits.order(500_000, 64 << 10);
+        assert!(order.is_sorted(), "{:?}", &order[..10]);
+        let coldest = habits.coldest_first(500_000, 64 << 10);
+        assert!(!coldest.is_sorted());
+    }
+
+    #[test]
+    fn writes_that_are_alike_everywhere_leave_the_order_of_the_disk_and_hot_ones_do_not() {
+        let mut random = 7u64;
+        let mut next = |below: u64| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % below
+        };
+        let (mut even, mut hot) = (Habits::default(), Habits::default());
+        for _ in 0..20 {
+            let written: HashSet<u64> = (0..500).map(|_| next(100_000)).collect();
+            even.close_window(written);
+            let written: HashSet<u64> = (0..500).map(|_| 1000 + next(900)).collect();
+            hot.close_window(written);
+        }
+        assert!(even.order(100_000, 64 << 10).is_sorted());
+        let order = hot.order(100_000, 64 << 10);
+        let early = order[..90_000].iter().filter(|e| (1000..1900).contains(*e));
+        assert_eq!(early.count(), 0);
+        // nothing was written lately, so that nothing speaks against it
+        (0..4).for_each(|_| hot.close_window([]));
+        assert!(!hot.order(100_000, 64 << 10).is_sorted());
     }
 
     #[test]

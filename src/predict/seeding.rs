@@ -79,8 +79,8 @@ pub fn compare(trace: &Trace, copy_fraction: f64) -> Comparison {
     let linear: Vec<u64> = (0..trace.extents).collect();
     for i in 0..STARTS {
         let start = earliest + (latest - earliest) * i as f64 / (STARTS - 1) as f64;
-        let predicted = learn(trace, start, copy / WINDOWS_PER_COPY)
-            .coldest_first(trace.extents, trace.extent_bytes);
+        let habits = learn(trace, start, copy / WINDOWS_PER_COPY);
+        let predicted = habits.order(trace.extents, trace.extent_bytes);
         let a = seed(trace, &linear, start, copy);
         let b = seed(trace, &predicted, start, copy);
         comparison.never_worse &= b.dirty_bytes_left <= a.dirty_bytes_left;
