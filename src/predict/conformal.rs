@@ -151,3 +151,25 @@ impl Calibration {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn an_outcome_lies_within_the_levels_that_are_read_above_it(
+            outcomes in prop::collection::vec(0.0..=1.0f64, 0..300), level in 0.0..=1.0f64, fast in any::<bool>(),
+        ) {
+            let mut calibration = Calibration::new(if fast { WINDOW } else { STEPS });
+            for outcome in outcomes {
+                calibration.learn(outcome, outcome);
+            }
+            for (read, hit) in calibration.levels().into_iter().zip(calibration.hits(level)) {
+                let is_told_apart = (level - read).abs() > 1e-5; // sums are rounded
+                prop_assert!(!is_told_apart || hit == (level <= read), "{level} {read} {hit}");
+            }
+        }
+    }
+}
