@@ -134,7 +134,10 @@ fn load_that_nears_capacity_is_foreseen_and_advice_is_not_carried_out() {
         let notes = rig.run(&["plan"])["notes"].to_string();
         notes.contains("should leave a").then_some(notes)
     });
-    assert!(notes.contains("no copies of them are ready"), "{notes}");
+    assert!(
+        notes.contains("no copies of them are being made"),
+        "{notes}"
+    );
     rig.load(&(0..288 * 5 - 21).map(day).collect::<Vec<_>>());
     // until somebody says so
     rig.run(&["plan", "--apply"]);

@@ -417,6 +417,10 @@ pub struct GrowNode {
 pub struct RetireNode {
     #[prost(string, tag = "1")]
     pub node: ::prost::alloc::string::String,
+    /// Volumes that are kept apart may meet where it moves them. With a node that is being emptied already, so it
+    /// goes on.
+    #[prost(bool, tag = "2")]
+    pub ignore_apart: bool,
 }
 /// Replace such a node by one of another shape.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -148,7 +148,8 @@ pub async fn carry_out(
     loop {
         let begun = client.start(request.clone()).await;
         let lost = match begun {
-            Ok(_) => match follow(&mut client, &operation_id, out).await {
+            // it may be one that was under way already
+            Ok(begun) => match follow(&mut client, &begun.into_inner().id, out).await {
                 Ok(operation) => return ended(operation),
                 Err(status) => status,
             },

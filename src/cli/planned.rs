@@ -94,7 +94,7 @@ pub fn show(plan: &Value, is_carried_out: bool, out: &Out) {
     }
     let has_begun = (plan["commitments"].as_object()).is_some_and(|all| !all.is_empty());
     if is_carried_out && has_begun {
-        out.note("What takes longer than a cycle goes on in mode auto, or with the next `forerun plan --apply`.");
+        out.note("What takes longer than a cycle goes on in later cycles, whatever the mode.");
     }
     for note in rows(plan, "notes") {
         out.line(format!("note: {}", words(note)));

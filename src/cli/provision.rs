@@ -30,6 +30,10 @@ pub enum Verb {
     Retire {
         /// Which
         node: String,
+        /// Volumes that `[planning] apart` keeps apart may meet, where there is no other place for them; also for a
+        /// node that is being emptied already
+        #[arg(long)]
+        ignore_apart: bool,
         #[command(flatten)]
         sending: Sending,
     },
@@ -68,7 +72,14 @@ pub async fn run(verb: Verb, controller: &str, out: &Out) -> Result<(), Failure>
             }),
             sending,
         ),
-        Verb::Retire { node, sending } => (Command::RetireNode(v1::RetireNode { node }), sending),
+        Verb::Retire {
+            node,
+            ignore_apart,
+            sending,
+        } => (
+            Command::RetireNode(v1::RetireNode { node, ignore_apart }),
+            sending,
+        ),
         Verb::Resize {
             node,
             shape,

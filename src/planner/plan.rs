@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 
 mod keeping;
 
-use keeping::Rent;
+use keeping::{Kept, Rent};
 
 /// A site that could take copies.
 #[derive(Clone, Debug)]
@@ -77,7 +77,7 @@ pub struct Subject {
 pub struct Held {
     /// How far behind they are.
     pub behind: Bytes,
-    /// The nodes that they are on.
+    /// The nodes that they are on, one for each volume.
     pub nodes: Vec<String>,
 }
 
@@ -337,19 +337,21 @@ impl Cycle<'_> {
 
     fn commit(&mut self, subject: &Subject, site: &str, way: &Way, to: &mut Commitments) {
         let nodes = match way {
-            Way::Existing(nodes) => nodes.clone(),
+            Way::Existing(nodes) => {
+                for (ask, name) in subject.moving.iter().zip(nodes) {
+                    if let Some(node) = self.input.nodes.iter().find(|n| n.name == *name) {
+                        self.taken.reserve(node, ask);
+                    }
+                }
+                nodes.clone()
+            }
             Way::New(_) => {
                 let left = self.quota.entry(site.to_owned()).or_default();
                 *left = left.saturating_sub(1);
                 Vec::new()
             }
-            Way::Warm => Vec::new(),
+            Way::Warm => (subject.copies.get(site)).map_or(Vec::new(), |held| held.nodes.clone()),
         };
-        for (ask, name) in subject.moving.iter().zip(&nodes) {
-            if let Some(node) = self.input.nodes.iter().find(|n| n.name == *name) {
-                self.taken.reserve(node, ask);
-            }
-        }
         to.open(
             &subject.name,
             Commitment {
@@ -388,7 +390,13 @@ impl Cycle<'_> {
         if let Some(held) = subject.copies.get(&site.name) {
             return Outlook::Possible {
                 way: Way::Warm,
-                score: self.keeping(subject, site, prices, &it, held),
+                score: self.keeping(&Kept {
+                    subject,
+                    site,
+                    prices,
+                    held,
+                    anew: it,
+                }),
                 host: host.map(Box::new),
             };
         }

@@ -275,17 +275,24 @@ mod tests {
         }
     }
 
+    fn urgency(windows: &Windows) -> Urgency<'_> {
+        Urgency {
+            windows,
+            capacity: 90.0,
+            leaves: 1.0,
+            events: &[],
+            unannounced: 0.0,
+            value_of_second: Money(0.05),
+            value_of_move: Money(0.0),
+        }
+    }
+
     #[test]
     fn the_terms_add_up_as_by_hand() {
         let w = windows(0.2);
         let urgency = Urgency {
-            windows: &w,
-            capacity: 90.0,
-            leaves: 1.0,
             events: &[(Seconds(150), 0.5), (Seconds(10_000), 1.0)],
-            value_of_second: Money(0.05),
-            unannounced: 0.0,
-            value_of_move: Money(0.0),
+            ..urgency(&w)
         };
         let s = Score::of(&a_move(), &urgency, Seconds(300));
         assert_eq!(s.lead, Seconds(200)); // 100 s for the node, 1 MB at 10 kB/s
@@ -306,13 +313,8 @@ mod tests {
         let w = windows(0.2);
         let p_load = |leaves: f64| {
             let urgency = Urgency {
-                windows: &w,
-                capacity: 90.0,
                 leaves,
-                events: &[],
-                value_of_second: Money(0.05),
-                unannounced: 0.0,
-                value_of_move: Money(0.0),
+                ..urgency(&w)
             };
             Score::of(&a_move(), &urgency, Seconds(300)).p_load
         };
@@ -322,20 +324,11 @@ mod tests {
     #[test]
     fn a_score_an_hour_is_over_lead_and_hold_and_another_node_changes_the_sum_alone() {
         let w = windows(0.2);
-        let urgency = Urgency {
-            windows: &w,
-            capacity: 90.0,
-            leaves: 1.0,
-            events: &[],
-            value_of_second: Money(0.05),
-            unannounced: 0.0,
-            value_of_move: Money(0.0),
-        };
         let it = Move {
             hold: Seconds(3400),
             ..a_move()
         };
-        let s = Score::of(&it, &urgency, Seconds(300));
+        let s = Score::of(&it, &urgency(&w), Seconds(300));
         assert_eq!(s.time(), Seconds(3600));
         assert_eq!(s.hourly(), s.total);
         let dearer = s.clone().with_node(Money(0.75));
@@ -345,14 +338,10 @@ mod tests {
 
     #[test]
     fn without_a_forecast_events_still_count() {
+        let none = Windows::default();
         let urgency = Urgency {
-            windows: &Windows::default(),
-            capacity: 90.0,
-            leaves: 1.0,
             events: &[(Seconds(0), 1.0)],
-            value_of_second: Money(0.05),
-            unannounced: 0.0,
-            value_of_move: Money(0.0),
+            ..urgency(&none)
         };
         let s = Score::of(&a_move(), &urgency, Seconds(300));
         assert_eq!((s.p_load, s.p), (0.0, 1.0));
@@ -376,13 +365,10 @@ mod tests {
             ..a_move()
         };
         let urgency = Urgency {
-            windows: &w,
-            capacity: 90.0,
-            leaves: 1.0,
-            events: &[],
             unannounced: 1e-4,
             value_of_second: Money(0.01),
             value_of_move: Money(3.0),
+            ..urgency(&w)
         };
         let s = Score::of(&kept, &urgency, Seconds(800));
         let unannounced = 1.0 - (-0.1f64).exp(); // 1000 s of lead and hold
@@ -428,9 +414,7 @@ mod tests {
             let score = |p, price| {
                 let w = windows(p);
                 let it = Move { node: Money(price), ..a_move() };
-                let u = Urgency { windows: &w, capacity: 90.0, leaves: 1.0, events: &events,
-                                  value_of_second: Money(0.05), unannounced: 0.0,
-                                  value_of_move: Money(0.0) };
+                let u = Urgency { events: &events, ..urgency(&w) };
                 Score::of(&it, &u, Seconds(300))
             };
             let base = score(p, price);

@@ -42,8 +42,8 @@ pub trait World: Send + Sync {
     fn seed(&self, operation: &Operation) -> impl Future<Output = Result<bool>> + Send;
     /// Have the volumes change their owner to the new node.
     fn cut_over(&self, operation: &Operation) -> impl Future<Output = Result<bool>> + Send;
-    /// Have every volume and replica leave the node.
-    fn drain(&self, node: &str) -> impl Future<Output = Result<bool>> + Send;
+    /// Have every volume and replica leave the operation's leaving node.
+    fn drain(&self, operation: &Operation) -> impl Future<Output = Result<bool>> + Send;
     /// Whether the node owns no volume.
     fn is_empty(&self, node: &str) -> impl Future<Output = Result<bool>> + Send;
     /// The node is destroyed: nothing of it is to be left.
@@ -165,6 +165,41 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
         match self.store.commit(begin).await? {
             Commit::Done => Ok(operation),
             Commit::Conflict => Err(taken(&operation.id)),
+        }
+    }
+
+    /// Have what is emptying a node put up with volumes meeting that are kept apart; that operation, if one is
+    /// under way.
+    ///
+    /// # Errors
+    /// The store fails, or the operation goes on at the same moment.
+    pub async fn ignore_apart(&self, node: &str) -> Result<Option<Operation>> {
+        let all = self.operations().await?;
+        let empties = |o: &&Operation| {
+            let leaves = o.steps().contains(&Step::Drain) && o.stage == Stage::Running;
+            leaves && o.leaving() == node
+        };
+        let Some(before) = all.iter().find(empties) else {
+            return Ok(None);
+        };
+        let after = Operation {
+            ignore_apart: true,
+            ..before.clone()
+        };
+        let key = format!("{OPERATIONS}{}", after.id);
+        let set = Transaction {
+            expect: vec![(key.clone(), Some(encode(before)?))],
+            write: vec![(key, Some(encode(&after)?))],
+        };
+        match self.store.commit(set).await? {
+            Commit::Done => Ok(Some(after)),
+            Commit::Conflict => Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "retire node {node}: operation {} went on at the same moment; ask again",
+                    after.id
+                ),
+            )),
         }
     }
 
@@ -341,7 +376,7 @@ impl<S: Store, P: Provisioner, W: World> Lifecycle<S, P, W> {
             },
             Step::Seed => Ok(done(self.world.seed(operation).await?)),
             Step::CutOver => Ok(done(self.world.cut_over(operation).await?)),
-            Step::Drain => Ok(done(self.world.drain(operation.leaving()).await?)),
+            Step::Drain => Ok(done(self.world.drain(operation).await?)),
             // a node that failed to become what it should may have been given volumes meanwhile
             Step::Destroy if !self.world.is_empty(operation.leaving()).await? => {
                 let undone_for = now.saturating_sub(operation.since);

@@ -141,8 +141,9 @@ impl World for Outside {
         assert!(self.nodes.lock().unwrap().contains(&o.node));
         Ok(true)
     }
-    async fn drain(&self, node: &str) -> Result<bool> {
+    async fn drain(&self, o: &Operation) -> Result<bool> {
         self.life.tick()?;
+        let node = o.leaving();
         assert!(
             self.nodes.lock().unwrap().contains(node),
             "{node} went before it was drained"
@@ -457,4 +458,22 @@ async fn a_node_that_registered_before_its_create_was_cut_off_is_made_again() {
     assert_eq!((op.stage, op.error), (Stage::Done, None));
     let e = c.register("a", &token, "thief").await.unwrap_err();
     assert!(e.to_string().contains("used already"), "{e}");
+}
+
+/// Emptying a node that was under way could not be told to go on where volumes would meet that are kept apart: a
+/// second command was refused as long as the first had not ended.
+#[tokio::test]
+async fn what_empties_a_node_already_is_told_that_volumes_may_meet() {
+    let mut fleet = Fleet::new();
+    fleet.finish(&grow("1", "a"), Some(&spec())).await.unwrap();
+    let controller = fleet.controller().await.unwrap();
+    assert_eq!(controller.ignore_apart("a").await.unwrap(), None);
+    let kind = Kind::Resize { old: "a".into() };
+    let resize = Operation::new("2", kind, "east", "b", vec![], 1000);
+    controller.begin(resize, Some(spec())).await.unwrap();
+    assert_eq!(controller.ignore_apart("b").await.unwrap(), None);
+    let told = controller.ignore_apart("a").await.unwrap().unwrap();
+    assert_eq!((told.id.as_str(), told.ignore_apart), ("2", true));
+    let kept = controller.operations().await.unwrap();
+    assert!(kept.contains(&told));
 }

@@ -117,6 +117,9 @@ pub struct Operation {
     /// Whether its node was kept although it failed, because it is in use.
     #[serde(default)]
     pub kept: bool,
+    /// Whether volumes that are kept apart may meet where it moves them.
+    #[serde(default)]
+    pub ignore_apart: bool,
 }
 
 impl Operation {
@@ -146,6 +149,7 @@ impl Operation {
             not_before: 0,
             error: None,
             kept: false,
+            ignore_apart: false,
         }
     }
 

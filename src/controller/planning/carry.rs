@@ -2,13 +2,13 @@
 //!
 //! Each thing brings the fleet a step nearer to what the commitments say, and is asked for in every
 //! cycle until it is there. So nothing is lost when the controller dies in between, and nothing is
-//! done twice.
+//! done twice. What a person applied in mode advise goes on as in mode auto.
 
 use super::super::ask::hash;
 use super::book::{self, Began};
 use super::{Controller, Nodes, Planned, Planning, Rules, now};
 use crate::fleet::OperationId;
-use crate::planner::Seconds;
+use crate::planner::{Mode, Seconds};
 use crate::provision::{Kind, Stage};
 use crate::store::{Store, Transaction};
 use node::{ErrorKind, NodeName, Result, VolumeName};
@@ -65,8 +65,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         self.leave_for_load(planning, rules, planned).await?;
         self.come_home(planning, rules, planned).await?;
         self.remove_unwanted(&planned.commitments).await?;
-        self.retire_empty(planning, rules, &planned.commitments)
-            .await
+        self.retire_empty(planning, rules, planned).await
     }
 
     /// Bring one commitment a step further.
@@ -160,12 +159,13 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         Ok(())
     }
 
-    /// Nodes that were bought, and on which nothing has been for as long as the policy says.
+    /// Nodes that were bought, and on which nothing has been for as long as the policy says. No commitment
+    /// speaks of them, so somebody has to.
     async fn retire_empty(
         &self,
         planning: &Planning,
         rules: &Rules,
-        began: &BTreeMap<String, Began>,
+        planned: &mut Planned,
     ) -> Result<()> {
         let Ok(provisioning) = self.provisioning() else {
             return Ok(());
@@ -180,7 +180,8 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             let holds = volumes.iter().any(|v| {
                 v.owner == n.name || v.replica_on(&n.name).is_some() || v.is_left_on(&n.name)
             });
-            let is_awaited = began.values().any(|b| b.nodes.iter().any(|m| m == name));
+            let mut awaited = planned.commitments.values().flat_map(|b| &b.nodes);
+            let is_awaited = awaited.any(|m| m == name);
             let is_changing = operations
                 .iter()
                 .any(|o| o.next().is_some() && o.touches(name));
@@ -195,10 +196,16 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             if now().since(since) < Seconds(rules.policy.idle_seconds) {
                 continue;
             }
-            let id: OperationId = hash(&["retire", name, &since.0.to_string()]).parse()?;
-            let retired = self.retire(&id, name).await?;
-            debug_assert_eq!(retired.kind, Kind::Retire);
             let idle = now().since(since).0;
+            if rules.policy.mode != Mode::Auto {
+                planned.notes.push(format!(
+                    "node {name} has been empty for {idle} s: `forerun plan --apply` retires it"
+                ));
+                continue;
+            }
+            let id: OperationId = hash(&["retire", name, &since.0.to_string()]).parse()?;
+            let retired = self.retire(&id, name, false).await?;
+            debug_assert_eq!(retired.kind, Kind::Retire);
             let text = format!("node {name} has been empty for {idle} s and is retired");
             self.announce("plan-retires", name, text).await?;
         }

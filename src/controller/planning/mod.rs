@@ -6,12 +6,14 @@
 //! calendar (file, API) ────────────────────────┼─► planner::plan ─► one transaction: plan,
 //! prices, policy (files, read anew) ───────────┤                    commitments, predictions
 //! nodes, volumes, copies ──────────────────────┘                              │
-//!                            grow, replica add, cutover, retire ◄── carry ◄───┘ auto only
+//!                            grow, replica add, cutover, retire ◄── carry ◄───┘
 //! ```
 //!
 //! The history, and what forecasts learned from it, are files beside the store: a controller that is
 //! killed makes the same plan when it is there again. What is begun is read from the commitments and not from
-//! the plan that made them: a controller that dies after the transaction finds them and goes on.
+//! the plan that made them: a controller that dies after the transaction finds them and goes on. The mode says
+//! whose plans commit to something and give it up: every plan's (auto), or those that a person applied. Commitments
+//! are carried out in every mode.
 
 mod apart;
 mod away;
@@ -252,9 +254,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         self.write_down(planning, &rules, &mut planned, acts)
             .await?;
         let said = planned.notes.len();
-        if acts {
-            self.carry_out(planning, &rules, &mut planned).await?;
-        }
+        self.carry_out(planning, &rules, &mut planned).await?;
         planning.seen().held_up = planned.notes[said..].to_vec();
         self.put_since(planning).await?;
         Ok(planned)
@@ -297,18 +297,15 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         let commitments = book::after(began, &kept, &plan, &view);
         let mut notes = view.notes;
         notes.extend(planning.troubles());
-        let mut planned = Planned {
+        notes.extend(apart::meetings(&commitments, &planning.config.apart));
+        Ok(Planned {
             plan,
             notes,
             needs: view.needs,
             promises: view.promises,
             relief,
             commitments,
-        };
-        if rules.policy.mode == Mode::Advise {
-            Self::advise_relief(&mut planned);
-        }
-        Ok(planned)
+        })
     }
 
     /// The plan, what it commits to and what it predicts, in one transaction.
@@ -334,7 +331,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             }
             book::put(&mut t, &before, &planned.commitments)?;
         } else {
-            // nobody carries it out, so nothing is committed to
+            // nobody said yes to it, so what stood before stands
             planned.commitments = self.began().await?;
         }
         let all = planned.plan.decisions.iter();

@@ -34,22 +34,6 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         Ok(looked.filter(|(_, r)| *r != Relief::Stay).collect())
     }
 
-    /// What a person should do that no plan does.
-    pub(super) fn advise_relief(planned: &mut Planned) {
-        for (subject, relief) in &planned.relief {
-            let Relief::Leave(why) = relief else { continue };
-            let ready = match planned.commitments.get(subject) {
-                Some(c) if !c.nodes.is_empty() => {
-                    format!("cut them over to {}", c.nodes.join(", "))
-                }
-                _ => "no copies of them are ready".to_owned(),
-            };
-            planned.notes.push(format!(
-                "volumes should leave {subject} because {why}: {ready}"
-            ));
-        }
-    }
-
     /// Of each subject that runs out of capacity, one volume leaves for its copy.
     pub(super) async fn leave_for_load(
         &self,

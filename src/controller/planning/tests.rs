@@ -7,11 +7,12 @@ mod bad_input;
 mod foretold;
 mod needs;
 mod old_copy;
+mod standing;
 
 use super::*;
 use crate::controller::records::{put_node, put_volume};
 use crate::controller::{GrpcNodes, SiteConfig};
-use crate::fleet::{Node, Status, Volume};
+use crate::fleet::{Consistency, Node, Replica, Status, Volume};
 use crate::history::{Key, Metric};
 use crate::planner::{Outlook, Recommendation};
 use crate::store::Embedded;
@@ -47,6 +48,14 @@ fn a_node(name: &str, site: &str) -> Node {
         nbd_address: "127.0.0.1:3".into(),
         shape: None,
         draining: false,
+    }
+}
+
+fn a_replica(node: &str) -> Replica {
+    Replica {
+        node: node.parse().unwrap(),
+        consistency: Consistency::Eventual,
+        rate_bytes_per_second: 0,
     }
 }
 
@@ -146,6 +155,26 @@ impl Rig {
         };
         let presence = &self.controller().inner.presence;
         presence.heard("a".parse().unwrap(), beat);
+    }
+
+    /// A plan sent v to node b at west because of maintenance of its home a, where it left what `left` says.
+    async fn send_away(&self, left: impl FnOnce(&mut Volume)) {
+        let controller = self.controller();
+        let mut v = controller.volume_named("v").await.unwrap().unwrap();
+        v.owner = "b".parse().unwrap();
+        left(&mut v);
+        let mut t = Transaction::default();
+        put_node(&mut t, &a_node("b", "west")).unwrap();
+        put_volume(&mut t, &v.name, Some(&v)).unwrap();
+        controller.commit(t, Vec::new()).await.unwrap();
+        let away = away::Away {
+            home: "a".into(),
+            to: "b".into(),
+            cause: away::Cause::Event,
+            since: now(),
+            early: 0,
+        };
+        controller.put_away(&v.name, Some(&away)).await.unwrap();
     }
 
     /// What is in the history of node a's processors.

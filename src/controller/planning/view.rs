@@ -3,7 +3,6 @@
 //! A subject is a node with the volumes that are at home there: those that it owns, and those that a
 //! plan moved away from it and that will come back.
 
-use super::apart::keep_apart;
 use super::book::Began;
 use super::outlook::{self, Demand, Home, Past, Stated};
 use super::{Planning, Rules, now};
@@ -95,6 +94,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             }
         }
         let counted = self.needs_counted().await?;
+        let holders = self.holders(&volumes).await?;
         let mut subjects = Vec::new();
         for (home, mine) in &at_home {
             let Some(node) = nodes.iter().find(|n| n.name == *home) else {
@@ -110,7 +110,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             let counted = counted.get(home).map(|n| n.counted).unwrap_or_default();
             subject.unannounced = counted.unforeseen();
             subject.missed_share = Some(counted.missed_share(rules.policy.missed_share));
-            keep_apart(&mut subject.moving, &planning.config.apart, &volumes);
+            self.keep_apart(&mut subject.moving, &holders);
             subjects.push(subject);
         }
         let provisioned = self.provisioned_sites().await?;
@@ -352,15 +352,15 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         for site in sites {
             let here = |n: &NodeName| nodes.iter().any(|v| v.name == n.as_str() && v.site == site);
             let mut behind = Some(Bytes(0));
-            let mut holders = BTreeSet::new();
+            let mut holders = Vec::new();
             for v in mine {
                 let said = self.inner.presence.report(&v.owner, v.name.as_str());
                 let lacking = if here(&v.owner) {
-                    holders.insert(v.owner.clone());
+                    holders.push(v.owner.to_string());
                     Some(0)
                 } else {
                     v.replicas.iter().find(|r| here(&r.node)).map(|r| {
-                        holders.insert(r.node.clone());
+                        holders.push(r.node.to_string());
                         lacking(said.as_ref().map(|s| &s.0), r.node.as_str(), v.size_bytes)
                     })
                 };
@@ -369,8 +369,11 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                     .map(|(b, l)| Bytes(b.0.saturating_add(l)));
             }
             let Some(behind) = behind else { continue };
-            let nodes = holders.iter().map(ToString::to_string).collect();
-            copies.insert(site.to_owned(), Held { behind, nodes });
+            let held = Held {
+                behind,
+                nodes: holders,
+            };
+            copies.insert(site.to_owned(), held);
         }
         copies
     }

@@ -14,6 +14,9 @@
 mod show;
 mod world;
 
+#[cfg(test)]
+mod tests;
+
 pub(super) use show::operation as shown;
 use world::Site;
 
@@ -305,7 +308,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         }
         let operation = match command {
             C::GrowNode(g) => self.grow(id, g).await?,
-            C::RetireNode(r) => self.retire(id, &r.node).await?,
+            C::RetireNode(r) => self.retire(id, &r.node, r.ignore_apart).await?,
             C::ResizeNode(r) => self.resize(id, r).await?,
             _ => return Ok(None),
         };
@@ -332,11 +335,23 @@ impl<S: Store, N: Nodes> Controller<S, N> {
         .await
     }
 
-    pub(super) async fn retire(&self, id: &OperationId, node: &str) -> Result<Operation> {
+    pub(super) async fn retire(
+        &self,
+        id: &OperationId,
+        node: &str,
+        ignore_apart: bool,
+    ) -> Result<Operation> {
         let p = self.provisioning()?;
+        if ignore_apart && let Some(running) = p.lifecycle.ignore_apart(node).await? {
+            p.wake.notify_waiters();
+            return Ok(running);
+        }
         let site = self.site_of("retire", node).await?;
         let now = unix_ms() / 1000;
-        let retire = Operation::new(id.as_str(), Kind::Retire, &site, node, Vec::new(), now);
+        let retire = Operation {
+            ignore_apart,
+            ..Operation::new(id.as_str(), Kind::Retire, &site, node, Vec::new(), now)
+        };
         let begun = p.lifecycle.begin(retire, None).await?;
         p.wake.notify_waiters();
         Ok(begun)

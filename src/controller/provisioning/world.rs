@@ -97,31 +97,59 @@ impl<S: Store, N: Nodes> Site<S, N> {
         Ok(found.map(|r| r.record))
     }
 
-    /// Another node for a volume whose owner goes: one that has a copy, else the best that has room.
-    async fn refuge(&self, v: &Volume, leaving: &NodeName) -> Result<NodeName> {
+    /// Another node for a volume whose owner goes. Volumes that are kept apart do not meet there, unless somebody
+    /// said that they may.
+    async fn refuge(&self, v: &Volume, operation: &Operation) -> Result<NodeName> {
+        let leaving = operation.leaving();
+        let anywhere = Ask {
+            volume: v.name.to_string(),
+            bytes: Bytes(v.size_bytes),
+            avoid: vec![leaving.to_owned()],
+            ..Ask::default()
+        };
+        if operation.ignore_apart {
+            return self.place(v, &anywhere, leaving).await;
+        }
+        let controller = self.controller()?;
+        let volumes = controller.inner.records.volumes().await?;
+        let mut apart = [anywhere.clone()];
+        controller.keep_apart(&mut apart, &controller.holders(&volumes).await?);
+        let [apart] = apart;
+        match (self.place(v, &apart, leaving).await, apart.group) {
+            (Err(e), Some(list)) if self.place(v, &anywhere, leaving).await.is_ok() => {
+                Err(Error::new(
+                    e.kind(),
+                    format!(
+                        "{}. Elsewhere it would meet one that it is kept apart from ({list}). Where that may be: \
+                         forerun provision retire {leaving} --ignore-apart",
+                        e.context()
+                    ),
+                ))
+            }
+            (found, _) => found,
+        }
+    }
+
+    /// A node that has a copy of the volume, else the best that has room.
+    async fn place(&self, v: &Volume, ask: &Ask, leaving: &str) -> Result<NodeName> {
         let controller = self.controller()?;
         let views = controller.node_views().await?;
         let usable = |n: &NodeName| {
             let view = views.iter().find(|w| w.node.name == *n);
-            n != leaving && view.is_some_and(|w| w.alive && !w.node.draining)
+            let is_there = view.is_some_and(|w| w.alive && !w.node.draining);
+            is_there && !ask.avoid.iter().any(|a| a == n.as_str())
         };
         if let Some(r) = v.replicas.iter().find(|r| usable(&r.node)) {
             return Ok(r.node.clone());
         }
         let places = places::of(&controller, &[]).await?;
-        let ask = Ask {
-            volume: v.name.to_string(),
-            bytes: Bytes(v.size_bytes),
-            avoid: vec![leaving.to_string()],
-            ..Ask::default()
-        };
         // a node that goes must be emptied: a busy or far refuge is better than none
         let limits = Limits {
             latency_ms: f64::INFINITY,
             utilisation: f64::INFINITY,
             ..Policy::default().limits()
         };
-        match choose(&ask, &places, &limits, &mut Reservations::default()) {
+        match choose(ask, &places, &limits, &mut Reservations::default()) {
             Ok(choice) => choice.node.parse(),
             Err(why) => {
                 let why: Vec<String> = (why.iter())
@@ -153,11 +181,11 @@ impl<S: Store, N: Nodes> Site<S, N> {
         Ok(())
     }
 
-    /// Take one volume off a node. True when nothing of it is left there.
-    async fn leave(&self, v: &Volume, node: &NodeName) -> Result<bool> {
+    /// Take one volume off the node that goes. True when nothing of it is left there.
+    async fn leave(&self, v: &Volume, node: &NodeName, operation: &Operation) -> Result<bool> {
         let controller = self.controller()?;
         if v.owner == *node {
-            let to = self.refuge(v, node).await?;
+            let to = self.refuge(v, operation).await?;
             if controller.have_copy(v, &to, 0).await? {
                 controller.move_to(v, &to).await?;
             }
@@ -234,16 +262,21 @@ impl<S: Store, N: Nodes> World for Site<S, N> {
         Ok(all)
     }
 
-    async fn drain(&self, node: &str) -> Result<bool> {
-        let Ok(node) = node.parse::<NodeName>() else {
+    async fn drain(&self, operation: &Operation) -> Result<bool> {
+        let Ok(node) = operation.leaving().parse::<NodeName>() else {
             return Ok(true);
         };
         self.mark_draining(&node).await?;
         let mut all = true;
+        let mut stuck = None;
         for v in self.controller()?.inner.records.volumes().await? {
-            all &= self.leave(&v, &node).await?;
+            // one that finds no place keeps no other from leaving
+            match self.leave(&v, &node, operation).await {
+                Ok(gone) => all &= gone,
+                Err(e) => stuck = stuck.or(Some(e)),
+            }
         }
-        Ok(all)
+        stuck.map_or(Ok(all), Err)
     }
 
     async fn is_empty(&self, node: &str) -> Result<bool> {

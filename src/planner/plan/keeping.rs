@@ -9,12 +9,22 @@
 use super::super::commitment::Commitments;
 use super::super::place::NodeView;
 use super::super::prices::SitePrices;
-use super::super::score::{Kept, Move, Score};
+use super::super::score::{self, Move, Score};
 use super::super::shape::recommend;
 use super::super::unit::{Money, Seconds};
 use super::super::upkeep::Upkeep;
 use super::{Cycle, Held, LOOK_AHEAD, SiteView, Subject, Way, best_of, possible, with_increments};
 use std::collections::BTreeSet;
+
+/// A copy that is there.
+pub(super) struct Kept<'a> {
+    pub subject: &'a Subject,
+    pub site: &'a SiteView,
+    pub prices: &'a SitePrices,
+    pub held: &'a Held,
+    /// Having it for as long as one is expected to be kept, with all of it to be sent.
+    pub anew: Move,
+}
 
 /// What copies are worth on the nodes that were bought.
 #[derive(Default)]
@@ -44,8 +54,9 @@ impl Cycle<'_> {
                 (Way::Warm, Some(held)) => {
                     let hourly = score.hourly();
                     self.pays(&mut rent.kept, subject, &held.nodes, hourly);
-                    if let Some(lasting) = self.lasting(subject, site, held) {
-                        self.pays(&mut rent.lasting, subject, &held.nodes, lasting);
+                    if let Some(copy) = self.kept_at(subject, site, held) {
+                        let lasting = self.kept_for(self.input.policy.hold(), &copy);
+                        self.pays(&mut rent.lasting, subject, &held.nodes, lasting.hourly());
                     }
                 }
                 (Way::Existing(nodes), _) => {
@@ -112,21 +123,15 @@ impl Cycle<'_> {
 
     /// What keeping a copy is worth: the best an hour over the times for which it could be kept, each a
     /// window that is forecast or the time to an event.
-    pub(super) fn keeping(
-        &self,
-        subject: &Subject,
-        site: &SiteView,
-        prices: &SitePrices,
-        it: &Move,
-        held: &Held,
-    ) -> Score {
+    pub(super) fn keeping(&self, copy: &Kept<'_>) -> Score {
+        let subject = copy.subject;
         let cycle = self.input.policy.cycle();
-        let for_cycle = self.kept_for(cycle, subject, site, prices, it, held);
+        let for_cycle = self.kept_for(cycle, copy);
         let (ahead, _) = self.events(subject, LOOK_AHEAD);
         let lead = for_cycle.lead;
         let holds = (subject.windows.lengths()).map(|w| Seconds(w.0.saturating_sub(lead.0)));
         let best = (holds.chain(ahead.iter().map(|e| e.0)))
-            .map(|hold| self.kept_for(hold.max(cycle), subject, site, prices, it, held))
+            .map(|hold| self.kept_for(hold.max(cycle), copy))
             .fold(for_cycle, |best, score| {
                 if score.hourly() > best.hourly() {
                     score
@@ -134,46 +139,42 @@ impl Cycle<'_> {
                     best
                 }
             });
-        self.as_tenant(best, subject, &held.nodes)
+        self.as_tenant(best, subject, &copy.held.nodes)
     }
 
-    /// What a copy is worth an hour over the time for which one is expected to be kept.
-    fn lasting(&self, subject: &Subject, site: &str, held: &Held) -> Option<Money> {
+    /// A subject's copy at the site of that name.
+    fn kept_at<'a>(&'a self, subject: &'a Subject, site: &str, held: &'a Held) -> Option<Kept<'a>> {
         let site = self.input.sites.iter().find(|s| s.name == site)?;
         let prices = self.input.prices.site(&site.name).ok()?;
-        let policy = self.input.policy;
-        let host = recommend(&subject.need, prices, policy.shape_quantile);
-        let it = self.a_move(subject, site, prices, host.as_ref());
-        let kept = self.kept_for(policy.hold(), subject, site, prices, &it, held);
-        Some(kept.hourly())
+        let host = recommend(&subject.need, prices, self.input.policy.shape_quantile);
+        Some(Kept {
+            anew: self.a_move(subject, site, prices, host.as_ref()),
+            subject,
+            site,
+            prices,
+            held,
+        })
     }
 
     /// What keeping a copy for so long is worth, if its node is free.
-    fn kept_for(
-        &self,
-        hold: Seconds,
-        subject: &Subject,
-        site: &SiteView,
-        prices: &SitePrices,
-        it: &Move,
-        held: &Held,
-    ) -> Score {
+    fn kept_for(&self, hold: Seconds, copy: &Kept<'_>) -> Score {
         let policy = self.input.policy;
+        let (subject, prices) = (copy.subject, copy.prices);
         let mut it = Move {
             hold,
-            kept: Some(Kept {
-                again: prices.egress(it.bytes),
+            kept: Some(score::Kept {
+                again: prices.egress(copy.anew.bytes),
                 missed_share: subject.missed_share.unwrap_or(policy.missed_share),
             }),
-            ..*it
+            ..copy.anew
         };
-        if !self.bought(&held.nodes).is_empty() {
-            it.provision = site.provision;
+        if !self.bought(&copy.held.nodes).is_empty() {
+            it.provision = copy.site.provision;
         }
         let lead = it.provision + it.bandwidth.time_for(it.bytes);
         // the probability is that of the lead and the hold, so both are paid for
         it.storage = prices.storage(it.bytes, lead + hold);
-        it.egress = prices.egress(with_increments(held.behind, subject, lead + hold));
+        it.egress = prices.egress(with_increments(copy.held.behind, subject, lead + hold));
         self.score(subject, &it, hold)
     }
 }

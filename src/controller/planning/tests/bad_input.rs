@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::controller::{Measured, SourceConfig};
-use crate::fleet::{Command, Consistency, Replica};
+use crate::fleet::Command;
 use proto::v1::{ReplicaReport, ReplicaState};
 
 const GIB: u64 = 1 << 30;
@@ -21,7 +21,7 @@ impl Rig {
         events.map(|e| e.text).collect()
     }
 
-    async fn cutovers(&self) -> usize {
+    pub(super) async fn cutovers(&self) -> usize {
         let all = self.controller().inner.records.operations().await.unwrap();
         let is_one = |o: &&crate::fleet::Operation| matches!(o.command, Command::Cutover { .. });
         all.iter().filter(is_one).count()
@@ -94,11 +94,7 @@ impl Rig {
         book::put(&mut t, &BTreeMap::new(), &[("a".to_owned(), began)].into()).unwrap();
         if has_copy {
             let mut v = controller.volume_named("v").await.unwrap().unwrap();
-            v.replicas.push(Replica {
-                node: "b".parse().unwrap(),
-                consistency: Consistency::Eventual,
-                rate_bytes_per_second: 0,
-            });
+            v.replicas.push(a_replica("b"));
             put_volume(&mut t, &v.name, Some(&v)).unwrap();
         }
         controller.commit(t, Vec::new()).await.unwrap();
@@ -210,25 +206,7 @@ async fn a_volume_does_not_come_home_to_a_node_that_is_overloaded() {
     rig.planning.mode = Some(Mode::Auto);
     rig.start().await;
     let controller = rig.controller();
-    let mut v = controller.volume_named("v").await.unwrap().unwrap();
-    v.owner = "b".parse().unwrap();
-    v.replicas.push(Replica {
-        node: "a".parse().unwrap(),
-        consistency: Consistency::Eventual,
-        rate_bytes_per_second: 0,
-    });
-    let mut t = Transaction::default();
-    put_node(&mut t, &a_node("b", "west")).unwrap();
-    put_volume(&mut t, &v.name, Some(&v)).unwrap();
-    controller.commit(t, Vec::new()).await.unwrap();
-    let away = away::Away {
-        home: "a".into(),
-        to: "b".into(),
-        cause: away::Cause::Event,
-        since: now(),
-        early: 0,
-    };
-    controller.put_away(&v.name, Some(&away)).await.unwrap();
+    rig.send_away(|v| v.replicas.push(a_replica("a"))).await;
     let beat = |name: &str, permille| {
         let replica = ReplicaReport {
             node: "a".into(),

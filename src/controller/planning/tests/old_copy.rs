@@ -44,23 +44,11 @@ async fn a_copy_left_at_home_goes_if_the_policy_says_so_and_nobody_uses_it() {
         rig.planning.return_home = false;
         rig.planning.remove_old_copy = remove_old_copy;
         rig.start().await;
-        let controller = rig.controller();
-        let mut v = controller.volume_named("v").await.unwrap().unwrap();
-        v.former = vec![std::mem::replace(&mut v.owner, "b".parse().unwrap())];
-        let mut t = Transaction::default();
-        put_node(&mut t, &a_node("b", "west")).unwrap();
-        put_volume(&mut t, &v.name, Some(&v)).unwrap();
-        controller.commit(t, Vec::new()).await.unwrap();
-        let away = away::Away {
-            home: "a".into(),
-            to: "b".into(),
-            cause: away::Cause::Event,
-            since: now(),
-            early: 0,
-        };
-        controller.put_away(&v.name, Some(&away)).await.unwrap();
+        let home = "a".parse().unwrap();
+        rig.send_away(|v| v.former = vec![home]).await;
 
-        controller.inner.presence.forget(&"a".parse().unwrap());
+        let presence = &rig.controller().inner.presence;
+        presence.forget(&"a".parse().unwrap());
         assert_eq!(rig.removals().await, 0, "its node is silent");
         rig.hear_of_the_old_copy(1);
         assert_eq!(rig.removals().await, 0, "a guest comes by it");
