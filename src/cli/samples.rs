@@ -45,7 +45,8 @@ pub(super) fn read(path: &Path) -> Result<String, Failure> {
     } else {
         std::fs::read(path).map_err(|e| failed(&e))?
     };
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(String::from_utf8(bytes)
+        .unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
 }
 
 #[cfg(test)]

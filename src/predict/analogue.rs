@@ -6,93 +6,199 @@
 //! before it begins. Those hours contain the last one, which is compared once for both.
 
 use super::scene::Scene;
-use wide::f32x4;
+use pulp::{Arch, Simd, WithSimd};
 
-/// The stretches of the past that a moment is compared with, and how far each is.
-pub struct Search<'a> {
-    scene: &'a Scene<'a>,
-    now: usize,
-    width: usize,
-    /// Squared, of the stretches that begin at each sample.
+/// The stretches of the past that moments are compared with, one moment after the other.
+#[derive(Default)]
+pub struct Search {
+    /// How far the stretch that begins at each sample is, squared.
     distances: Vec<f32>,
+    /// The same over a longer time and by the clock.
+    clocked: Vec<f32>,
+    /// What a difference in the time of day costs.
+    costs: Vec<f32>,
+    /// Distances that were looked at to guess which are small.
+    some: Vec<f32>,
+    /// Those that may be among the nearest: their bits above their places.
+    keys: Vec<u64>,
 }
 
-impl<'a> Search<'a> {
-    /// Compares the last `width` samples with every stretch that `horizon` samples followed. No stretch is
-    /// there when the history is too short.
-    pub fn new(scene: &'a Scene<'a>, now: usize, horizon: usize, width: usize) -> Self {
-        let mut distances = Vec::new();
-        if now > width + horizon {
-            distances.resize(now - horizon - width + 1, 0.0);
-            add(&mut distances, &scene.shape, &scene.shape[now - width..now]);
-        }
-        Self {
-            scene,
-            now,
-            width,
-            distances,
-        }
-    }
+/// A moment, of which the last samples are compared with every stretch that `horizon` samples followed.
+#[derive(Clone, Copy)]
+pub struct Moment<'a> {
+    /// The series.
+    pub scene: &'a Scene<'a>,
+    /// Samples that are known.
+    pub now: usize,
+    /// Samples that must have followed.
+    pub horizon: usize,
+    /// Samples that are compared.
+    pub width: usize,
+}
 
-    /// The same for a longer time: only what is older has to be compared.
-    pub fn widened(&self, width: usize) -> Self {
-        let older = width - self.width;
-        let mut distances = self.distances.get(older..).unwrap_or_default().to_vec();
-        if !distances.is_empty() {
-            let shape = &self.scene.shape;
-            add(
-                &mut distances,
-                shape,
-                &shape[self.now - width..self.now - self.width],
-            );
+impl Moment<'_> {
+    /// Stretches there are; none when the history is too short.
+    fn count(&self) -> usize {
+        match self.now.checked_sub(self.horizon + self.width) {
+            None | Some(0) => 0,
+            Some(more) => more + 1,
         }
-        Self {
-            distances,
-            width,
-            ..*self
-        }
-    }
-
-    /// Takes a difference in the time of day for a distance too, with this weight against the shape.
-    pub fn clocked(mut self, weight: f32) -> Self {
-        let (now, width) = (self.now, self.width);
-        if !self.distances.is_empty() {
-            let weight = weight * width as f32 * variance(&self.scene.shape[..now]);
-            add_clock(&mut self.distances, self.scene, now - width, weight);
-        }
-        self
-    }
-
-    /// How long before now what followed the nearest stretches began, in no order; at least the horizon.
-    pub fn nearest(&self, wanted: usize) -> Vec<u32> {
-        let last = (self.now - self.width.min(self.now)) as u32;
-        let nearest = smallest(&self.distances, wanted).into_iter();
-        nearest.map(|key| last - key as u32).collect()
     }
 }
 
-/// Distances for which all samples are compared while they are at hand.
-const STRIP: usize = 2048;
+impl Search {
+    /// How long before now what followed the `wanted` nearest stretches began, in no order; at least the horizon.
+    pub fn nearest(&mut self, moment: Moment<'_>, wanted: usize) -> Vec<u32> {
+        let Moment { now, width, .. } = moment;
+        let count = moment.count();
+        self.distances.resize(count, 0.0);
+        if count > 0 {
+            Arch::new().dispatch(Compare {
+                distances: &mut self.distances,
+                shape: &moment.scene.shape,
+                query: &moment.scene.shape[now - width..now],
+            });
+        }
+        smallest(&self.distances, wanted, &mut self.some, &mut self.keys);
+        backs(now, width, &self.keys)
+    }
+
+    /// The same by a longer time of `width`, and by the time of day, with this weight against the shape. The moment must
+    /// be that of the last search: only what is older has to be compared.
+    pub fn nearest_by_clock(
+        &mut self,
+        moment: Moment<'_>,
+        width: usize,
+        weight: f32,
+        wanted: usize,
+    ) -> Vec<u32> {
+        let Moment { scene, now, .. } = moment;
+        let older = width - moment.width;
+        let near = self.distances.get(older..).unwrap_or_default();
+        self.clocked.resize(near.len(), 0.0);
+        if !near.is_empty() {
+            let weight =
+                weight * width as f32 * Arch::new().dispatch(Variance(&scene.shape[..now]));
+            clock(&mut self.costs, scene.day, now - width, weight);
+            Arch::new().dispatch(Lengthen {
+                clocked: &mut self.clocked,
+                near,
+                shape: &scene.shape,
+                query: &scene.shape[now - width..now - moment.width],
+                costs: &self.costs,
+            });
+        }
+        smallest(&self.clocked, wanted, &mut self.some, &mut self.keys);
+        backs(now, width, &self.keys)
+    }
+}
+
+fn backs(now: usize, width: usize, keys: &[u64]) -> Vec<u32> {
+    let last = (now - width.min(now)) as u32;
+    keys.iter().map(|key| last - *key as u32).collect()
+}
+
+/// Samples of a stretch that are compared while its sum is at hand.
+const AT_ONCE: usize = 12;
+
+/// Makes each of `distances` that of the stretch of `shape` that begins there from `query`.
+struct Compare<'a> {
+    distances: &'a mut [f32],
+    shape: &'a [f32],
+    query: &'a [f32],
+}
+
+impl WithSimd for Compare<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (shape, query) = (self.shape, self.query);
+        let (first, rest) = match query.split_first_chunk::<AT_ONCE>() {
+            Some((first, rest)) => {
+                let stretches = shape.windows(AT_ONCE);
+                for (distance, stretch) in self.distances.iter_mut().zip(stretches) {
+                    *distance = longer(0.0, stretch, first);
+                }
+                (AT_ONCE, rest)
+            }
+            None => {
+                self.distances.fill(0.0);
+                (0, query)
+            }
+        };
+        add(self.distances, &shape[first..], rest);
+    }
+}
+
+/// Makes each of `clocked` the distance over a longer time from that over a shorter one, which is its end, and adds what the
+/// difference in the time of day costs.
+struct Lengthen<'a> {
+    clocked: &'a mut [f32],
+    near: &'a [f32],
+    shape: &'a [f32],
+    query: &'a [f32],
+    costs: &'a [f32],
+}
+
+impl WithSimd for Lengthen<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (shape, query) = (self.shape, self.query);
+        let (first, rest) = match query.split_first_chunk::<AT_ONCE>() {
+            Some((first, rest)) => {
+                let stretches = shape.windows(AT_ONCE);
+                let all = self.clocked.iter_mut().zip(self.near).zip(stretches);
+                for ((clocked, near), stretch) in all {
+                    *clocked = longer(*near, stretch, first);
+                }
+                (AT_ONCE, rest)
+            }
+            None => {
+                self.clocked.copy_from_slice(self.near);
+                (0, query)
+            }
+        };
+        add(self.clocked, &shape[first..], rest);
+        for days in self.clocked.chunks_mut(self.costs.len()) {
+            for (sum, cost) in days.iter_mut().zip(self.costs) {
+                *sum += cost;
+            }
+        }
+    }
+}
 
 /// Adds to each of `sums` the squared distance of the stretch of `shape` that begins there from `query`.
-fn add(sums: &mut [f32], shape: &[f32], query: &[f32]) {
-    for (strip, sums) in sums.chunks_mut(STRIP).enumerate() {
-        let shape = &shape[STRIP * strip..];
-        let (fours, rest) = query.as_chunks::<4>();
-        for (i, q) in fours.iter().enumerate() {
-            let from = |lag: usize| &shape[4 * i + lag..];
-            let (a, b, c, d) = (from(0), from(1), from(2), from(3));
-            for ((((sum, a), b), c), d) in sums.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-                let (a, b, c, d) = (a - q[0], b - q[1], c - q[2], d - q[3]);
-                *sum += (a * a + b * b) + (c * c + d * d);
-            }
+#[inline(always)]
+fn add(sums: &mut [f32], mut shape: &[f32], query: &[f32]) {
+    let (many, rest) = query.as_chunks::<AT_ONCE>();
+    for query in many {
+        for (sum, stretch) in sums.iter_mut().zip(shape.windows(AT_ONCE)) {
+            *sum = longer(*sum, stretch, query);
         }
-        for (i, q) in rest.iter().enumerate() {
-            for (sum, a) in sums.iter_mut().zip(&shape[query.len() - rest.len() + i..]) {
-                *sum += (a - q) * (a - q);
-            }
-        }
+        shape = &shape[AT_ONCE..];
     }
+    for query in rest {
+        for (sum, value) in sums.iter_mut().zip(shape) {
+            *sum += (value - query) * (value - query);
+        }
+        shape = &shape[1..];
+    }
+}
+
+/// A squared distance, and that of so many more samples.
+#[inline(always)]
+fn longer(mut sum: f32, stretch: &[f32], query: &[f32; AT_ONCE]) -> f32 {
+    let square = |i: usize| {
+        let apart = stretch[i] - query[i];
+        apart * apart
+    };
+    for i in [0, 4, 8] {
+        sum += (square(i) + square(i + 1)) + (square(i + 2) + square(i + 3));
+    }
+    sum
 }
 
 /// Every so many distances are looked at to guess which are small. Prime, so that no phase of an hourly
@@ -101,52 +207,65 @@ const GUESS_EVERY: usize = 13;
 /// Distances that are compared at a time: most blocks have no small one in them.
 const BLOCK: usize = 16;
 
-/// The `wanted` smallest distances, in no order: their bits above their places.
-fn smallest(distances: &[f32], wanted: usize) -> Vec<u64> {
+/// Leaves the `wanted` smallest distances in `keys`, in no order: their bits above their places.
+fn smallest(distances: &[f32], wanted: usize, some: &mut Vec<f32>, keys: &mut Vec<u64>) {
     // Three times as many as wanted are below this, if the distances that are looked at are like all.
-    let mut some: Vec<f32> = distances.iter().step_by(GUESS_EVERY).copied().collect();
+    some.clear();
+    some.extend(distances.iter().step_by(GUESS_EVERY));
     let rank = 3 * wanted / GUESS_EVERY;
     let limit = if rank < some.len() {
         *some.select_nth_unstable_by(rank, f32::total_cmp).1
     } else {
         f32::INFINITY
     };
-    // A distance is never negative, so its bits sort like itself.
-    let upto = |limit: f32| -> Vec<u64> {
-        let mut keys = Vec::with_capacity(4 * wanted);
-        let mut take = |place: usize| {
-            keys.push(u64::from(distances[place].to_bits()) << 32 | place as u64);
-        };
-        let (blocks, rest) = distances.as_chunks::<BLOCK>();
-        let limits = f32x4::splat(limit);
-        for (block, some) in blocks.iter().enumerate() {
-            let is_near: [f32x4; BLOCK / 4] = std::array::from_fn(|quad| {
-                f32x4::new(std::array::from_fn(|i| some[4 * quad + i])).simd_le(limits)
-            });
-            if (is_near.iter().fold(f32x4::ZERO, |any, near| any | *near)).any() {
-                for (quad, near) in is_near.iter().enumerate() {
-                    let mut near = near.to_bitmask();
-                    while near != 0 {
-                        take(BLOCK * block + 4 * quad + near.trailing_zeros() as usize);
-                        near &= near - 1;
-                    }
-                }
-            }
+    for limit in [limit, f32::INFINITY] {
+        keys.clear();
+        Arch::new().dispatch(Upto {
+            distances,
+            limit,
+            keys,
+        });
+        if keys.len() >= wanted {
+            break;
         }
-        let rest = distances.len() - rest.len()..distances.len();
-        rest.filter(|place| distances[*place] <= limit)
-            .for_each(take);
-        keys
-    };
-    let mut keys = upto(limit);
-    if keys.len() < wanted {
-        keys = upto(f32::INFINITY);
     }
     if wanted < keys.len() {
         keys.select_nth_unstable(wanted - 1);
         keys.truncate(wanted);
     }
-    keys
+}
+
+/// Appends the distances up to a limit to `keys`: their bits above their places. None is negative, so that bits
+/// sort like themselves.
+struct Upto<'a> {
+    distances: &'a [f32],
+    limit: f32,
+    keys: &'a mut Vec<u64>,
+}
+
+impl WithSimd for Upto<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let (limit, keys) = (self.limit, self.keys);
+        let key = |place: usize, d: f32| u64::from(d.to_bits()) << 32 | place as u64;
+        let (blocks, rest) = self.distances.as_chunks::<BLOCK>();
+        for (i, block) in blocks.iter().enumerate() {
+            if block.iter().fold(false, |any, d| any | (*d <= limit)) {
+                // Which of them are near cannot be guessed: each is written where the next near one belongs.
+                let (mut near, mut count) = ([0; BLOCK + 1], 0);
+                for (place, d) in (BLOCK * i..).zip(block) {
+                    near[count.min(BLOCK)] = key(place, *d);
+                    count += usize::from(*d <= limit);
+                }
+                keys.extend_from_slice(&near[..count]);
+            }
+        }
+        let done = self.distances.len() - rest.len();
+        let rest = (done..).zip(rest).filter(|(_, d)| **d <= limit);
+        keys.extend(rest.map(|(place, d)| key(place, *d)));
+    }
 }
 
 /// Samples in which something new shows: one may be a spike that is over at once, three are a level.
@@ -168,30 +287,31 @@ pub fn novelty(scene: &Scene<'_>, now: usize, backs: &[u32]) -> f32 {
     beyond.saturating_sub(1) as f32 / (NEW - 1) as f32
 }
 
-/// Adds the squared distance on the clock, from candidate j to candidate `query`.
-fn add_clock(distance: &mut [f32], scene: &Scene<'_>, query: usize, weight: f32) {
-    let day = scene.day;
-    let costs: Vec<f32> = (0..day)
-        .map(|j| {
-            let gap = (query % day).abs_diff(j);
-            let turn = gap.min(day - gap) as f32 / (day as f32 / 2.0);
-            weight * turn * turn
-        })
-        .collect();
-    for days in distance.chunks_mut(day) {
-        for (sum, cost) in days.iter_mut().zip(&costs) {
-            *sum += cost;
-        }
+/// Makes `costs` the squared distances on the clock from each sample of the first day to the sample `query`.
+fn clock(costs: &mut Vec<f32>, day: usize, query: usize, weight: f32) {
+    costs.clear();
+    costs.extend((0..day).map(|j| {
+        let gap = (query % day).abs_diff(j);
+        let turn = gap.min(day - gap) as f32 / (day as f32 / 2.0);
+        weight * turn * turn
+    }));
+}
+
+struct Variance<'a>(&'a [f32]);
+
+impl WithSimd for Variance<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> f32 {
+        let n = self.0.len() as f32;
+        let mean = sum(self.0, |v| v) / n;
+        sum(self.0, |v| (v - mean) * (v - mean)) / n
     }
 }
 
-fn variance(shape: &[f32]) -> f32 {
-    let n = shape.len() as f32;
-    let mean = sum(shape, |v| v) / n;
-    sum(shape, |v| (v - mean) * (v - mean)) / n
-}
-
 /// Sums in lanes: a single sum waits for each addition.
+#[inline(always)]
 fn sum(shape: &[f32], of: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0; 8];
     let (eights, rest) = shape.as_chunks::<8>();
@@ -224,7 +344,8 @@ mod tests {
             let mut expected: Vec<u64> = distances.iter().enumerate().map(key).collect();
             expected.sort_unstable();
             expected.truncate(wanted);
-            let mut found = smallest(&distances, wanted);
+            let (mut some, mut found) = (vec![1.0], vec![7]);
+            smallest(&distances, wanted, &mut some, &mut found);
             found.sort_unstable();
             prop_assert_eq!(found, expected);
         }
@@ -239,7 +360,13 @@ mod tests {
             .collect();
         let novelty = |values: &[f64]| {
             let scene = Scene::new(values, values.len(), 288);
-            let backs = Search::new(&scene, values.len(), 48, 12).nearest(60);
+            let moment = Moment {
+                scene: &scene,
+                now: values.len(),
+                horizon: 48,
+                width: 12,
+            };
+            let backs = Search::default().nearest(moment, 60);
             super::novelty(&scene, values.len(), &backs)
         };
         assert_eq!(novelty(&values), 0.0);

@@ -11,14 +11,12 @@
 //! time. A network compares the same places whatever stands there, with nothing to guess, and one instruction
 //! compares them in all columns.
 
-use wide::f32x4;
+use pulp::{Arch, Simd, WithSimd};
 
 /// Outcomes side by side: those of one forecast, mostly.
-pub const LANES: usize = 4 * QUADS;
-/// Vectors of four, which any processor has.
-const QUADS: usize = 3;
+pub const LANES: usize = 16;
 
-type Row = [f32x4; QUADS];
+type Row = [f32; LANES];
 
 /// No loss is larger: a sum of many stays finite.
 const LARGEST_LOSS: f32 = 1e30;
@@ -37,7 +35,8 @@ pub struct Score {
 /// One sample for each of up to [`LANES`] outcomes.
 #[derive(Default)]
 pub struct Columns {
-    rows: Vec<Row>,
+    /// Row after row.
+    rows: Vec<f32>,
     counts: [usize; LANES],
 }
 
@@ -55,57 +54,41 @@ impl Columns {
 
     /// Adds a row: what was expected, less what came.
     pub fn push(&mut self, differences: [f64; LANES]) {
-        let four = |quad: usize| std::array::from_fn(|i| differences[4 * quad + i] as f32);
-        self.rows
-            .push(std::array::from_fn(|quad| f32x4::new(four(quad))));
+        let narrow = differences.map(|difference| difference as f32);
+        self.rows.extend_from_slice(&narrow);
     }
 
     /// Gives every column the rows that were pushed.
     pub fn fill(&mut self) {
-        self.counts = [self.rows.len(); LANES];
+        self.counts = [self.rows.len() / LANES; LANES];
     }
 
     /// Sets one column's sample. Places that other columns have and this one does not are beyond everything.
     pub fn set(&mut self, lane: usize, differences: impl Iterator<Item = f64>) {
         let mut count = 0;
         for difference in differences {
-            if count == self.rows.len() {
-                self.rows.push([BEYOND; QUADS]);
+            if LANES * count == self.rows.len() {
+                self.rows.extend_from_slice(&[f32::INFINITY; LANES]);
             }
-            self.rows[count][lane / 4].as_mut_array()[lane % 4] = difference as f32;
+            self.rows[LANES * count + lane] = difference as f32;
             count += 1;
         }
-        for row in &mut self.rows[count..] {
-            row[lane / 4].as_mut_array()[lane % 4] = f32::INFINITY;
-        }
+        let beyond = self.rows[LANES * count..].iter_mut();
+        beyond
+            .skip(lane)
+            .step_by(LANES)
+            .for_each(|v| *v = f32::INFINITY);
         self.counts[lane] = count;
     }
 
     /// Scores all columns; none for an empty one.
     pub fn score(&mut self) -> [Option<Score>; LANES] {
-        sort(&mut self.rows);
-        let mut scores = [None; LANES];
-        for (quad, scores) in scores.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            *scores = self.score_quad(quad);
-        }
-        scores
-    }
-
-    fn score_quad(&self, quad: usize) -> [Option<Score>; 4] {
-        let counts: [f32; 4] = std::array::from_fn(|i| self.counts[4 * quad + i] as f32);
-        let (n, none, one) = (f32x4::new(counts), f32x4::ZERO, f32x4::ONE);
-        let (mut loss, mut below, mut upto) = (none, none, none);
-        let mut rank = f32x4::splat(0.5);
-        for row in &self.rows {
-            let d = row[quad];
-            // No term is negative, so that nothing cancels.
-            let above = d.simd_gt(none) & n;
-            loss += rank.simd_lt(n) & (d * (above - rank));
-            below += d.simd_lt(none) & one;
-            upto += d.simd_le(none) & one;
-            rank += one;
-        }
-        let [loss, below, upto] = [loss, below, upto].map(f32x4::to_array);
+        let counts = self.counts.map(|count| count as f32);
+        let sorted = Sorted {
+            rows: &mut self.rows,
+            counts: &counts,
+        };
+        let [loss, below, upto] = Arch::new().dispatch(sorted);
         std::array::from_fn(|lane| {
             let n = counts[lane];
             (n > 0.0).then(|| Score {
@@ -117,12 +100,53 @@ impl Columns {
     }
 }
 
-/// Beyond every value.
-const BEYOND: f32x4 = f32x4::new([f32::INFINITY; 4]);
+/// Sorts the columns, and sums of each so long a one its loss, and how many are below the outcome and not above it.
+struct Sorted<'a> {
+    rows: &'a mut [f32],
+    counts: &'a Row,
+}
+
+impl WithSimd for Sorted<'_> {
+    type Output = [Row; 3];
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> [Row; 3] {
+        let (rows, _) = S::as_mut_simd_f32s(self.rows);
+        sort(simd, rows);
+        let (counts, _) = S::as_simd_f32s(self.counts);
+        let mut sums = [[0.0; LANES]; 3];
+        let [losses, belows, uptos] = &mut sums;
+        let [losses, belows, uptos] =
+            [losses, belows, uptos].map(|sums| S::as_mut_simd_f32s(sums).0);
+        let (none, one) = (simd.splat_f32s(0.0), simd.splat_f32s(1.0));
+        for (at, n) in counts.iter().enumerate() {
+            let (mut loss, mut below, mut upto) = (none, none, none);
+            let mut rank = simd.splat_f32s(0.5);
+            for row in rows.chunks_exact(counts.len()) {
+                let d = row[at];
+                // No term is negative, so that nothing cancels.
+                let above = simd.select_f32s(simd.greater_than_f32s(d, none), *n, none);
+                let part = simd.mul_f32s(d, simd.sub_f32s(above, rank));
+                let is_there = simd.less_than_f32s(rank, *n);
+                loss = simd.add_f32s(loss, simd.select_f32s(is_there, part, none));
+                let is_below = simd.less_than_f32s(d, none);
+                below = simd.add_f32s(below, simd.select_f32s(is_below, one, none));
+                let is_upto = simd.less_than_or_equal_f32s(d, none);
+                upto = simd.add_f32s(upto, simd.select_f32s(is_upto, one, none));
+                rank = simd.add_f32s(rank, one);
+            }
+            (losses[at], belows[at], uptos[at]) = (loss, below, upto);
+        }
+        sums
+    }
+}
 
 /// Sorts every column upwards, by Batcher's merge exchange.
-fn sort(rows: &mut [Row]) {
-    let count = rows.len();
+#[inline(always)]
+fn sort<S: Simd>(simd: S, rows: &mut [S::f32s]) {
+    // Vectors in a row.
+    let wide = LANES / S::F32_LANES;
+    let count = rows.len() / wide;
     if count < 2 {
         return;
     }
@@ -134,9 +158,12 @@ fn sort(rows: &mut [Row]) {
             let mut first = from;
             while first + apart < count {
                 let pairs = run.min(count - apart - first);
-                let (low, high) = rows[first..].split_at_mut(apart);
-                for (low, high) in low[..pairs].iter_mut().zip(&mut high[..pairs]) {
-                    exchange(low, high);
+                let (low, high) = rows[wide * first..].split_at_mut(wide * apart);
+                let (low, high) = (&mut low[..wide * pairs], &mut high[..wide * pairs]);
+                for (low, high) in low.iter_mut().zip(high) {
+                    let (a, b) = (*low, *high);
+                    *low = simd.min_f32s(a, b);
+                    *high = simd.max_f32s(a, b);
                 }
                 first += 2 * run;
             }
@@ -151,14 +178,6 @@ fn sort(rows: &mut [Row]) {
     }
 }
 
-fn exchange(low: &mut Row, high: &mut Row) {
-    for (low, high) in low.iter_mut().zip(high) {
-        let (a, b) = (*low, *high);
-        *low = a.fast_min(b);
-        *high = a.fast_max(b);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::quantile;
@@ -168,18 +187,17 @@ mod tests {
     proptest! {
         #[test]
         fn every_column_is_sorted(
-            columns in prop::array::uniform12(prop::collection::vec(-9i8..9, 0..200)),
+            columns in prop::array::uniform16(prop::collection::vec(-9i8..9, 0..200)),
         ) {
             let count = columns.iter().map(Vec::len).max().unwrap_or(0);
             let at = |lane: usize, row: usize| columns[lane].get(row).map_or(f32::INFINITY, |v| f32::from(*v));
-            let four = |quad: usize, row| f32x4::new(std::array::from_fn(|i| at(4 * quad + i, row)));
-            let row = |row| std::array::from_fn(|quad| four(quad, row));
-            let mut rows: Vec<Row> = (0..count).map(row).collect();
-            sort(&mut rows);
+            let rows = (0..count).flat_map(|row| (0..LANES).map(move |lane| at(lane, row)));
+            let mut rows: Vec<f32> = rows.collect();
+            Arch::new().dispatch(Sorted { rows: &mut rows, counts: &[count as f32; LANES] });
             for (lane, column) in columns.iter().enumerate() {
                 let mut expected = column.clone();
                 expected.sort_unstable();
-                let found = rows.iter().map(|row| row[lane / 4].to_array()[lane % 4]);
+                let found = rows[lane.min(rows.len())..].iter().step_by(LANES).copied();
                 let found: Vec<f32> = found.take(column.len()).collect();
                 prop_assert_eq!(found, expected.into_iter().map(f32::from).collect::<Vec<_>>());
             }
@@ -188,7 +206,7 @@ mod tests {
         /// Samples of different sizes side by side, with ties, each as if it were alone.
         #[test]
         fn scores_are_those_of_each_sample_by_itself(
-            columns in prop::array::uniform12(prop::collection::vec(-40i16..40, 0..160)),
+            columns in prop::array::uniform16(prop::collection::vec(-40i16..40, 0..160)),
             outcome in -45i16..45,
         ) {
             let mut together = Columns::default();

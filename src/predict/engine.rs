@@ -19,13 +19,14 @@
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 
+use super::analogue::Search;
 use super::conformal::{self, Calibration};
 use super::expert::{self, EXPERTS, NAMES, Sight};
 use super::gate::{self, Gate, Shares};
 use super::quantile::{self, Pool, Quantiles};
 use super::scene::{Outlook, Scene};
 use super::smoothing::Levels;
-use super::verdict::{self, Panel, Question, Rehearsed, Verdict};
+use super::verdict::{self, Desk, Panel, Question, Rehearsed, Verdict};
 
 /// Forecasts are judged in three ranges of steps: the next quarter hour or so, the hour, the rest.
 pub(super) const RANGES: usize = 3;
@@ -54,7 +55,7 @@ pub(super) struct Issued {
 impl Issued {
     fn judge(&self, scene: &Scene<'_>, horizon: usize, question: Question) -> Verdict {
         let at = (self.at - scene.origin) as usize;
-        Panel::new(scene, at, horizon, &self.outlooks).judge(question)
+        Panel::new(scene, at, horizon, &self.outlooks, &mut Desk::default()).judge(question)
     }
 }
 
@@ -178,7 +179,8 @@ impl Memory {
 
     fn sight(&self, scene: &Scene<'_>, now: usize) -> Sight {
         let levels = Levels::new(scene.values, &[now]);
-        expert::sight(scene, now, self.horizon, self.fitted, levels.at(0))
+        let (horizon, mut search) = (self.horizon, Search::default());
+        expert::sight(scene, now, horizon, self.fitted, levels.at(0), &mut search)
     }
 
     fn issue(&mut self, scene: &Scene<'_>, now: usize, sight: Sight) {

@@ -11,7 +11,7 @@
 //! | cycle | the same phase of an hourly or six-hourly job |
 //! | arima, ets, mstl | what a model says that was fitted to the last days |
 
-use super::analogue::{self, Search};
+use super::analogue::{self, Moment, Search};
 use super::arima;
 use super::fitted;
 use super::scene::{self, Drawn, Outlook, Scene};
@@ -53,12 +53,24 @@ pub struct Sight {
 
 /// What each expert expects after the first `now` samples, of which smoothing made `levels`; the fitted ones
 /// only if asked to.
-pub fn sight(scene: &Scene<'_>, now: usize, horizon: usize, fitted: bool, levels: &[f64]) -> Sight {
+pub fn sight(
+    scene: &Scene<'_>,
+    now: usize,
+    horizon: usize,
+    fitted: bool,
+    levels: &[f64],
+    search: &mut Search,
+) -> Sight {
     let hour = (scene.day / 24).max(1);
     let width = hour.max(LEAST_WIDTH);
-    let lately = Search::new(scene, now, horizon, width);
-    let plain = lately.nearest(60);
-    let by_clock = lately.widened(3 * width).clocked(0.3).nearest(40);
+    let moment = Moment {
+        scene,
+        now,
+        horizon,
+        width,
+    };
+    let plain = search.nearest(moment, 60);
+    let by_clock = search.nearest_by_clock(moment, 3 * width, 0.3, 40);
     let fit = |model: fn(&Scene<'_>, usize, usize) -> Outlook| {
         if fitted {
             model(scene, now, horizon)

@@ -7,7 +7,6 @@
 
 use std::sync::OnceLock;
 
-use super::quantile;
 use super::series::Series;
 
 /// How strongly the scale bends: values below a third of the median are nearly linear.
@@ -130,8 +129,15 @@ fn typical(past: &[f64]) -> f64 {
     if sizes.is_empty() {
         return 1.0;
     }
-    quantile::sort(&mut sizes);
-    quantile::of_sorted(&sizes, 0.5)
+    let middle = sizes.len() / 2;
+    let is_even = sizes.len().is_multiple_of(2);
+    let (smaller, middle, _) = sizes.select_nth_unstable_by(middle, f64::total_cmp);
+    let below = smaller.iter().copied().fold(0.0, f64::max);
+    if is_even {
+        below + (*middle - below) * 0.5
+    } else {
+        *middle
+    }
 }
 
 /// Past windows that could happen again, each with equal weight. `step` counts from 0, the first

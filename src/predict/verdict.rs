@@ -12,6 +12,7 @@
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::analogue::Search;
 use super::columns::{Columns, LANES, Score};
 use super::expert::{self, EXPERTS, Sight};
 use super::gate::Shares;
@@ -93,16 +94,22 @@ impl Verdict {
     }
 }
 
+/// What a judge works with, one panel after the other.
+#[derive(Default)]
+pub struct Desk {
+    /// Sorted samples of the outlooks that expect the same at every step.
+    still: [Vec<f64>; EXPERTS],
+    sample: Vec<f64>,
+    columns: Columns,
+}
+
 /// The experts' outlooks at one moment, before their judge.
 pub struct Panel<'a> {
     scene: &'a Scene<'a>,
     at: usize,
     horizon: usize,
     outlooks: &'a [Outlook; EXPERTS],
-    /// Sorted samples of the outlooks that expect the same at every step.
-    still: [Vec<f64>; EXPERTS],
-    sample: Vec<f64>,
-    columns: Columns,
+    desk: &'a mut Desk,
 }
 
 impl<'a> Panel<'a> {
@@ -112,12 +119,13 @@ impl<'a> Panel<'a> {
         at: usize,
         horizon: usize,
         outlooks: &'a [Outlook; EXPERTS],
+        desk: &'a mut Desk,
     ) -> Self {
-        let mut still = [const { Vec::new() }; EXPERTS];
-        let mut sample = Vec::new();
-        for (still, outlook) in still.iter_mut().zip(outlooks) {
+        let sample = &mut desk.sample;
+        for (still, outlook) in desk.still.iter_mut().zip(outlooks) {
+            still.clear();
             if matches!(outlook, Outlook::Recent { .. }) {
-                outlook.sample(scene, at, 0, &mut sample);
+                outlook.sample(scene, at, 0, sample);
                 let some = sample.len().div_ceil(ENOUGH);
                 still.extend(sample.iter().step_by(some));
                 quantile::sort(still);
@@ -128,9 +136,7 @@ impl<'a> Panel<'a> {
             at,
             horizon,
             outlooks,
-            still,
-            sample,
-            columns: Columns::default(),
+            desk,
         }
     }
 
@@ -151,8 +157,8 @@ impl<'a> Panel<'a> {
         let steps: [usize; LANES] = std::array::from_fn(|lane| step(lane).unwrap_or(any));
         let outcomes = steps.map(|step| self.scene.values[self.at + step]);
         for (expert, outlook) in self.outlooks.iter().enumerate() {
-            self.columns.clear();
-            let columns = &mut self.columns;
+            self.desk.columns.clear();
+            let columns = &mut self.desk.columns;
             let put = |row: [f64; LANES]| {
                 columns.push(std::array::from_fn(|lane| {
                     (row[lane] - outcomes[lane]) * unit
@@ -161,25 +167,25 @@ impl<'a> Panel<'a> {
             let (scene, at, horizon) = (self.scene, self.at, self.horizon);
             let together = outlook.side_by_side(scene, at, horizon, &steps, ENOUGH, put);
             if together {
-                self.columns.fill();
+                self.desk.columns.fill();
             }
             for (lane, question) in questions.iter().enumerate() {
                 match question {
                     Question::Step(_) if together => continue,
-                    Question::Step(_) if !self.still[expert].is_empty() => {
+                    Question::Step(_) if !self.desk.still[expert].is_empty() => {
                         let score = self.score_still(expert, outcomes[lane]);
                         verdicts[lane].hear(expert, score, unit);
                         continue;
                     }
-                    Question::Step(step) => outlook.sample(scene, at, *step, &mut self.sample),
-                    Question::Window => outlook.maxima(scene, at, horizon, &mut self.sample),
+                    Question::Step(step) => outlook.sample(scene, at, *step, &mut self.desk.sample),
+                    Question::Window => outlook.maxima(scene, at, horizon, &mut self.desk.sample),
                 }
                 let outcome = self.outcome(*question);
-                let differences = self.sample.iter().map(|v| (v - outcome) * unit);
-                self.columns.set(lane, differences);
+                let differences = self.desk.sample.iter().map(|v| (v - outcome) * unit);
+                self.desk.columns.set(lane, differences);
             }
-            if !self.columns.is_empty() {
-                for (verdict, score) in verdicts.iter_mut().zip(self.columns.score()) {
+            if !self.desk.columns.is_empty() {
+                for (verdict, score) in verdicts.iter_mut().zip(self.desk.columns.score()) {
                     if let Some(score) = score {
                         verdict.hear(expert, score, unit);
                     }
@@ -190,7 +196,7 @@ impl<'a> Panel<'a> {
     }
 
     fn score_still(&self, expert: usize, outcome: f64) -> Score {
-        let still = &self.still[expert];
+        let still = &self.desk.still[expert];
         let (below, upto) = quantile::share_of_sorted(still, outcome);
         Score {
             crps: (quantile::crps_of_sorted(still, outcome) * self.scene.unit()) as f32,
@@ -229,13 +235,14 @@ pub fn rehearse(
     let next = AtomicUsize::new(0);
     let work = || {
         let mut done = Vec::new();
+        let (mut search, mut desk) = (Search::default(), Desk::default());
         loop {
             let place = next.fetch_add(1, Ordering::Relaxed);
             let Some(&at) = moments.get(place) else {
                 return done;
             };
-            let sight = expert::sight(scene, at, horizon, fitted, levels.at(place));
-            let mut panel = Panel::new(scene, at, horizon, &sight.outlooks);
+            let sight = expert::sight(scene, at, horizon, fitted, levels.at(place), &mut search);
+            let mut panel = Panel::new(scene, at, horizon, &sight.outlooks, &mut desk);
             let questions: Vec<_> =
                 questions(scene.origin + at as i64, horizon, now - at).collect();
             let mut verdicts = vec![Verdict::SILENT; questions.len()];
