@@ -2,18 +2,15 @@
 //! forecasts were.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
-use serde::Serialize;
-
-use super::out::{figure, text};
-use super::{Failure, Out, foretold, samples};
-use crate::predict::{self, Forecast, Series, Told, backtest, csv, fan, series};
+use super::out::figure;
+use super::{Failure, Out, backtest, foretold, samples};
+use crate::predict::{self, Forecast, Series, Told, csv, series};
 
 /// Longest horizon: beyond it the analogues of a month's history are too few.
 const LONGEST_HORIZON: usize = 2016;
-/// Days of history drawn left of the fan.
-const DRAWN_DAYS: usize = 1;
+/// The part of each series that comes before the first origin of a backtest.
+const BACKTEST_HISTORY: f64 = 1.0 / 3.0;
 
 /// Forecast what the controller measures of a volume, a VM or a node, or a file; or score forecasts of its past
 #[derive(clap::Args, Debug)]
@@ -32,9 +29,9 @@ pub struct Args {
     /// The column to forecast, if there are several
     #[arg(long, value_name = "NAME", requires = "history")]
     column: Option<String>,
-    /// The machine to forecast, if the file has a column `vm`
-    #[arg(long, value_name = "ID", requires = "history")]
-    vm: Option<String>,
+    /// The machine to forecast, if the file has a column `vm`; several for a backtest
+    #[arg(long, value_name = "ID", num_args = 1.., requires = "history")]
+    vm: Vec<String>,
     /// The column is a counter: forecast its rate a second
     #[arg(long, requires = "history")]
     counter: bool,
@@ -65,20 +62,6 @@ pub struct Args {
     svg: PathBuf,
 }
 
-#[derive(Serialize)]
-struct Row {
-    series: String,
-    origins: usize,
-    mase: f64,
-    crps: f64,
-    baseline_crps: f64,
-    crps_ratio: f64,
-    coverage_80: f64,
-    coverage_95: f64,
-    window_max_90: f64,
-    seconds: f64,
-}
-
 /// Run the verb.
 pub fn run(args: &Args, controller: &str, out: &Out) -> Result<(), Failure> {
     if args.horizon == 0 || args.horizon > LONGEST_HORIZON || args.stride == 0 {
@@ -97,7 +80,14 @@ pub fn run(args: &Args, controller: &str, out: &Out) -> Result<(), Failure> {
         all.extend(load(path, args, out)?);
     }
     if args.backtest {
-        score(&all, args, out)
+        let plan = predict::backtest::Plan {
+            horizon: args.horizon,
+            fitted: args.fitted,
+            history: BACKTEST_HISTORY,
+            stride: args.stride,
+        };
+        let ahead = |series: &Series| drop(std::hint::black_box(once(series, args)));
+        backtest::run(&all, plan, ahead, &args.svg, out)
     } else {
         ahead(&all, args, out)
     }
@@ -109,7 +99,7 @@ fn load(path: &Path, args: &Args, out: &Out) -> Result<Vec<(String, Series)>, Fa
     };
     let text = samples::read(path)?;
     let histories = csv::read(&text, args.column.as_deref()).map_err(|e| failed(&e))?;
-    if let Some(vm) = args.vm.as_ref().filter(|vm| !histories.contains_key(*vm)) {
+    if let Some(vm) = args.vm.iter().find(|vm| !histories.contains_key(*vm)) {
         return Err(failed(&format!("it has no machine `{vm}`")));
     }
     if histories.is_empty() {
@@ -118,7 +108,7 @@ fn load(path: &Path, args: &Args, out: &Out) -> Result<Vec<(String, Series)>, Fa
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let wanted = histories
         .iter()
-        .filter(|(vm, _)| args.vm.as_ref().is_none_or(|wanted| wanted == *vm));
+        .filter(|(vm, _)| args.vm.is_empty() || args.vm.contains(vm));
     wanted
         .map(|(vm, samples)| {
             let parts = [&*stem, vm, args.column.as_deref().unwrap_or("")];
@@ -202,98 +192,5 @@ fn once(series: &Series, args: &Args) -> Forecast {
         predict::forecast_fitted(series, args.horizon)
     } else {
         predict::forecast(series, args.horizon)
-    }
-}
-
-fn score(all: &[(String, Series)], args: &Args, out: &Out) -> Result<(), Failure> {
-    let plan = backtest::Plan {
-        horizon: args.horizon,
-        fitted: args.fitted,
-        history: 1.0 / 3.0,
-        stride: args.stride,
-    };
-    let mut rows = Vec::new();
-    let mut drawn = None;
-    for (name, series) in all {
-        let Some((scores, sight)) = backtest::run(series, plan) else {
-            return Err(Failure::new(format!(
-                "backtest {name}: its {} points leave no room for {} steps after a third of history",
-                series.values.len(),
-                args.horizon
-            )));
-        };
-        // What one forecast costs from nothing: learning over the last days and the forecast itself.
-        let started = Instant::now();
-        std::hint::black_box(once(series, args));
-        rows.push(row(name, &scores, started.elapsed().as_secs_f64()));
-        drawn = Some((name, series, sight));
-    }
-    if let Some((name, series, sight)) = drawn {
-        let first = sight.at.saturating_sub(DRAWN_DAYS * series.day());
-        let observed = &series.values[sight.at..sight.at + args.horizon];
-        let picture = fan::svg(
-            name,
-            &series.values[first..sight.at],
-            &sight.forecast.steps,
-            observed,
-        );
-        std::fs::write(&args.svg, picture).map_err(|e| {
-            Failure::new(format!("write the fan chart {}: {e}", args.svg.display()))
-        })?;
-        out.note(format!("fan chart of {name}: {}", args.svg.display()));
-    }
-    let columns = [
-        text("SERIES"),
-        figure("ORIGINS"),
-        figure("MASE"),
-        figure("CRPS"),
-        figure("OF BASELINE"),
-        figure("IN 80%"),
-        figure("IN 95%"),
-        figure("MAX IN 90%"),
-        figure("SECONDS"),
-    ];
-    out.list(&rows, &columns, Row::cells, "");
-    if rows.len() > 1 && !out.is_json() {
-        let count = rows.len() as f64;
-        let ratio = (rows.iter().map(|row| row.crps_ratio.ln()).sum::<f64>() / count).exp();
-        let mean = |of: fn(&Row) -> f64| 100.0 * rows.iter().map(of).sum::<f64>() / count;
-        out.line(format!(
-            "{} series: CRPS {ratio:.3} of the baseline's (geometric mean), {:.1}% in 80%, {:.1}% in 95%, {:.1}% of maxima in 90%",
-            rows.len(), mean(|row| row.coverage_80), mean(|row| row.coverage_95), mean(|row| row.window_max_90)
-        ));
-    }
-    Ok(())
-}
-
-fn row(name: &str, scores: &backtest::Scores, seconds: f64) -> Row {
-    Row {
-        series: name.to_owned(),
-        origins: scores.origins,
-        mase: scores.mase,
-        crps: scores.crps,
-        baseline_crps: scores.baseline_crps,
-        crps_ratio: scores.ratio(),
-        coverage_80: scores.cover80,
-        coverage_95: scores.cover95,
-        window_max_90: scores.cover_max90,
-        seconds,
-    }
-}
-
-impl Row {
-    fn cells(&self) -> Vec<String> {
-        let percent = |share: f64| format!("{:.1}%", 100.0 * share);
-        vec![
-            self.series.clone(),
-            self.origins.to_string(),
-            format!("{:.3}", self.mase),
-            format!("{:.4}", self.crps),
-            format!("{:.3}", self.crps_ratio),
-            percent(self.coverage_80),
-            percent(self.coverage_95),
-            percent(self.window_max_90),
-            format!("{:.4}", self.seconds),
-        ]
     }
 }

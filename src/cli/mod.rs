@@ -5,6 +5,7 @@
 //! (failed) or 2 (usage).
 
 mod attach;
+mod backtest;
 mod calendar;
 mod client;
 mod controller;
