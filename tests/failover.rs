@@ -4,6 +4,7 @@
 //!   a owns, b follows ─ a dies ─ refused: alive, or nobody says that it is off
 //!                              ─ b takes over: its point in time, in the next generation
 //!                              ─ a comes back ─► it serves nobody; as a replica it is compared, not trusted
+//!   b dies in a cutover ─ nobody says that it is off: a waits ─ somebody does: a takes the volume back
 //! ```
 //!
 //! What the copies hold wherever the source stopped is shown byte by byte in `driver/replica/tests/takeover.rs`;
@@ -45,9 +46,7 @@ impl Still {
         };
         let mut guest = still.guest("a");
         verify::fill(&mut guest, &mut still.ledger, SIZE / 2).unwrap();
-        let add = ["replica", "add", VOLUME, "--to", "b"];
-        let how = ["--consistency", "bounded=500ms"];
-        still.fleet.run(&[&add[..], &how].concat());
+        still.fleet.replicate("b");
         verify::fill(&mut guest, &mut still.ledger, SIZE).unwrap();
         still.follows();
         still
@@ -80,10 +79,16 @@ impl Still {
         self.fleet.until("the way out is told", told);
     }
 
-    /// The replica has all.
+    /// The replica on b has all.
     fn follows(&self) {
+        self.follow(Who::Source);
+    }
+
+    /// The replica that this node keeps has all.
+    fn follow(&self, owner: Who) {
         let has_all = || {
-            let r = self.fleet.replica()?;
+            let replicas = self.fleet.report(owner, VOLUME)?.replicas;
+            let r = replicas.into_iter().next()?;
             (r.state() == ReplicaState::Consistent && r.lag_bytes == 0).then_some(())
         };
         self.fleet.until("the replica has all", has_all);
@@ -269,6 +274,104 @@ fn a_target_to_which_the_dead_owner_gave_the_volume_has_all_of_it() {
     scene.finish();
 }
 
+const TARGET_OFF: &[&str] = &["failover", VOLUME, "--target-is-off"];
+
+/// The target of a cutover dies at some frame of it, for good.
+fn taken_back_at(at: Hold) {
+    eprintln!("the target is gone for good in a cutover that is at {at:?}");
+    let mut scene = Scene::replicated();
+    scene.committed();
+    scene.fleet.link().hold(at);
+    let cutover = scene.cutover();
+    scene.fleet.link().wait_held();
+    scene.fleet.link().go_down();
+    scene.fleet.kill(Who::Target);
+    scene.fleet.link().release();
+    scene.fleet.until("the way out is told", || {
+        let e = scene.fleet.refused(&["cutover", VOLUME, "--to", "b"]);
+        e.contains("failover v --target-is-off").then_some(())
+    });
+    let e = scene.fleet.refused(OFF);
+    assert!(e.contains("say so with --target-is-off"), "{e}");
+    let before = scene.mark().ios;
+    let done = scene.fleet.run(TARGET_OFF);
+    let step = done["steps"][0].as_str().unwrap();
+    assert!(step.contains("acknowledged is on its disk only"), "{step}");
+    assert!(!cutover.waits(), "the cutover was given up");
+    let goes_on = || (scene.mark().ios > before + 100).then_some(());
+    scene.fleet.until("the guest goes on", goes_on);
+
+    let mut fleet = scene.taken_back();
+    let shown = fleet.run(&["volume", "show", VOLUME]);
+    assert_eq!(shown["generation"], 3);
+    fleet.link().heal();
+    fleet.restart(Who::Target);
+    let is_nobody = || (fleet.role(Who::Target)? == VolumeRole::Standby).then_some(());
+    fleet.until("the target is nobody", is_nobody);
+    fleet.replicate("b");
+    fleet.run(&["cutover", VOLUME, "--to", "b"]);
+    assert_eq!(fleet.role(Who::Target), Some(VolumeRole::Owner));
+}
+
+/// The owner had given the volume away, and the node that was to have it died before it knew. Nobody owned the
+/// volume from then on, no command could change that, and the guests waited for good.
+#[test]
+fn an_owner_takes_back_what_its_dead_target_never_took() {
+    taken_back_at(Hold::Activate);
+}
+
+/// The target had taken it, and died before it served anybody.
+#[test]
+fn an_owner_takes_back_what_its_dead_target_had_taken() {
+    taken_back_at(Hold::Activated);
+}
+
+/// The volume was not given away yet. The owner served on, but it could never be moved, nor anything else be
+/// asked of it.
+#[test]
+fn an_owner_gives_a_cutover_to_a_dead_target_up() {
+    taken_back_at(Hold::LastEpoch);
+}
+
+/// The cutover was long over when its target's host burnt down, and there was no other replica. The former owner
+/// still had what it gave away, and no command could make use of it.
+#[test]
+fn what_a_former_owner_gave_away_is_served_when_it_is_named() {
+    let mut still = Still::new();
+    let mut guest = still.guest("a");
+    still.fleet.run(&["cutover", VOLUME, "--to", "b"]);
+    guest.write(0, &[7; 4096], false).unwrap();
+    still.fleet.kill(Who::Target);
+    still.fleet.until("the remedy is told", || {
+        let e = still.fleet.refused(OFF);
+        e.contains("--to a takes that").then_some(())
+    });
+    still.fleet.run(&[OFF, &["--to", "a"]].concat());
+    still.is(Who::Source, VolumeRole::Owner);
+    // What it was told by b is gone: it has to learn that.
+    assert!(guest.write(0, &[7; 4096], false).is_err(), "it goes on");
+    still.check("a");
+    still.fleet.restart(Who::Target);
+    still.is(Who::Target, VolumeRole::Standby);
+    still.check("a");
+}
+
+/// A volume had moved to b, and a was its replica when b died. What a said of itself was that it had owned the
+/// volume, and not what its copy was, so that nobody could take the volume over.
+#[test]
+fn a_former_owner_that_is_a_replica_takes_over() {
+    let mut still = Still::new();
+    still.fleet.run(&["cutover", VOLUME, "--to", "b"]);
+    still.fleet.replicate("a");
+    let mut guest = still.guest("b");
+    verify::fill(&mut guest, &mut still.ledger, SIZE / 4).unwrap();
+    still.follow(Who::Target);
+    still.fleet.kill(Who::Target);
+    failed_over(&still.fleet);
+    still.is(Who::Source, VolumeRole::Owner);
+    still.check("a");
+}
+
 /// A replica's host had burnt down. Deleting the volume waited for it, for ever, and whoever tried again was told
 /// that the volume was busy. Should the host come back after all, its copy goes.
 #[test]
@@ -326,14 +429,6 @@ fn a_replica_is_given_up_without_a_node_that_is_gone() {
     still.fleet.restart(Who::Target);
     let gone = || (!there.exists()).then_some(());
     still.fleet.until("b has nothing of it", gone);
-    still.fleet.run(&[
-        "replica",
-        "add",
-        VOLUME,
-        "--to",
-        "b",
-        "--consistency",
-        "bounded=500ms",
-    ]);
+    still.fleet.replicate("b");
     still.follows();
 }

@@ -398,6 +398,9 @@ pub struct Failover {
     /// Whoever asks has made sure that the owner serves nobody.
     #[prost(bool, tag = "3")]
     pub owner_is_off: bool,
+    /// The same of the node to which a cutover was handing it over.
+    #[prost(bool, tag = "4")]
+    pub target_is_off: bool,
 }
 /// Make a node at a site, and seed copies of volumes to it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2584,6 +2587,9 @@ pub struct TakeOverRequest {
     /// That to own it in.
     #[prost(uint64, tag = "4")]
     pub generation: u64,
+    /// It was the owner that was to hand the volume over: if it has not given it away it goes on with what it has.
+    #[prost(bool, tag = "5")]
+    pub back: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeposeRequest {

@@ -18,6 +18,10 @@ pub struct Args {
     /// other's writes, and silence alone does not prove that there is only one
     #[arg(long)]
     owner_is_off: bool,
+    /// The same of the node to which an unfinished cutover was handing the volume over. The owner takes it back:
+    /// what its guests were told until then it has. What the other node may have told guests since is lost
+    #[arg(long)]
+    target_is_off: bool,
     #[command(flatten)]
     sending: Sending,
 }
@@ -28,12 +32,14 @@ pub async fn run(args: Args, controller: &str, out: &Out) -> Result<(), Failure>
         volume,
         to,
         owner_is_off,
+        target_is_off,
         sending,
     } = args;
     let command = Command::Failover(v1::Failover {
         volume: volume.clone(),
         to: to.unwrap_or_default(),
         owner_is_off,
+        target_is_off,
     });
     let operation = carry_out(controller, sending, command, out).await?;
     if out.is_json() {
@@ -54,7 +60,7 @@ pub async fn run(args: Args, controller: &str, out: &Out) -> Result<(), Failure>
         out.note(format!("Done: {}.", step.name));
     }
     out.note(format!(
-        "What the former owner acknowledged after that is on its disk only. It serves nobody when it comes \
+        "What another node acknowledged after that is on its disk only. It serves nobody when it comes \
          back. Its guests start anew: forerun attach {volume}"
     ));
     Ok(())

@@ -76,6 +76,7 @@ pub fn command(request: Option<start_request::Command>, id: VolumeId) -> Result<
                 Some(c.to.parse()?)
             },
             owner_is_off: c.owner_is_off,
+            target_is_off: c.target_is_off,
         },
         C::GrowNode(_) | C::RetireNode(_) | C::ResizeNode(_) => {
             return Err(Error::new(

@@ -129,6 +129,15 @@ pub fn call_for(
             volume,
             id,
             generation: v.generation + 1,
+            back: false,
+        }),
+        Effect::TakeBack => Request::TakeOver(v1::TakeOverRequest {
+            operation_id,
+            volume,
+            id,
+            // The next one may be its cutover's target's.
+            generation: v.generation + 2,
+            back: true,
         }),
         Effect::Depose { .. } => Request::Depose(v1::DeposeRequest {
             operation_id,

@@ -155,16 +155,17 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             .collect())
     }
 
-    /// What the nodes of a volume's replicas say of their copies.
+    /// What the nodes of a volume's replicas say of their copies, and former owners of what they gave away.
     pub(super) fn said_of_copies(&self, v: &Volume) -> Vec<Copy> {
         let presence = &self.inner.presence;
         let owner = presence.report(&v.owner, v.name.as_str());
         let owner = owner.map(|(said, _)| said.replicas).unwrap_or_default();
         let said = |node: &NodeName| {
             let (said, _) = presence.report(node, v.name.as_str())?;
-            // One to which a dead owner gave the volume may own it by now.
-            let is_whole =
-                said.copy() == ReplicaState::Consistent || said.role() == VolumeRole::Owner;
+            // One to which a dead owner gave the volume may own it by now. What an owner has that was
+            // replaced is no copy.
+            let owns = said.role() == VolumeRole::Owner && said.generation > v.generation;
+            let is_whole = said.copy() == ReplicaState::Consistent || owns;
             let seen = owner.iter().find(|r| r.node == node.as_str());
             Some(Copy {
                 node: node.clone(),
@@ -173,7 +174,8 @@ impl<S: Store, N: Nodes> Controller<S, N> {
                 lag_bytes: seen.map(|r| r.lag_bytes),
             })
         };
-        v.replicas.iter().filter_map(|r| said(&r.node)).collect()
+        let all = v.replicas.iter().map(|r| &r.node).chain(&v.former);
+        all.filter_map(said).collect()
     }
 
     /// A volume's record joined with what its owner said last.

@@ -73,21 +73,69 @@ struct World {
     copies: BTreeMap<(String, String), Copy>,
     /// Calls that would have done harm, had the node not refused.
     broken: Vec<String>,
+    /// The nodes cannot reach a cutover's target: whether it comes as far as the relinquish record.
+    stranded: Option<bool>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Copy {
     id: String,
     owner: bool,
+    /// The highest that it has seen.
     generation: u64,
     replicas: Vec<String>,
     bytes: u64,
+    given: Option<Given>,
+}
+
+/// The volume was given away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Given {
+    to: String,
+    generation: u64,
+    /// It was taken, or somebody came after: nobody is told any more.
+    over: bool,
 }
 
 impl World {
     fn copy(&mut self, key: (String, String)) -> Result<&mut Copy> {
         let missing = Error::new(ErrorKind::NotFound, format!("{key:?} is not there"));
         self.copies.get_mut(&key).ok_or(missing)
+    }
+
+    /// A node that gave the volume away has the target take it. False if that has not the volume.
+    fn roll_forward(&mut self, key: &(String, String)) -> bool {
+        let Some(given) = self.copies.get(key).and_then(|c| c.given.clone()) else {
+            return false;
+        };
+        let Ok(target) = self.copy((given.to, key.1.clone())) else {
+            return false;
+        };
+        if target.generation < given.generation {
+            target.begin(given.generation);
+        }
+        if let Some(given) = self.copies.get_mut(key).and_then(|c| c.given.as_mut()) {
+            given.over = true;
+        }
+        true
+    }
+}
+
+impl Copy {
+    /// Its node owns the volume from here on, and keeps the replicas that it is told to.
+    fn begin(&mut self, generation: u64) {
+        self.owner = true;
+        self.generation = generation;
+        self.replicas.clear();
+        self.given = None;
+    }
+
+    /// It does not, whatever it was.
+    fn end(&mut self, generation: u64) {
+        self.owner = false;
+        self.generation = generation;
+        self.replicas.clear();
+        self.given = None;
     }
 }
 
@@ -134,6 +182,7 @@ impl MortalNodes {
                     generation: u64::from(owner),
                     replicas: vec![],
                     bytes,
+                    given: None,
                 };
                 let copy = world
                     .copies
@@ -163,28 +212,25 @@ impl MortalNodes {
                 Ok(Answer::default())
             }
             Request::StartReplica(r) => {
-                if !world
-                    .copies
-                    .contains_key(&(r.node.clone(), r.volume.clone()))
-                {
-                    world.broken.push(format!(
-                        "{} sent to {} which has no standby",
-                        r.volume, r.node
-                    ));
-                }
+                let is_there = (r.node.clone(), r.volume.clone());
+                let is_there = world.copies.contains_key(&is_there);
                 let owner = world.copy(key(&r.volume))?;
                 if !owner.owner {
                     return Err(Error::new(ErrorKind::NotOwner, "it is not the owner"));
                 }
+                if !is_there {
+                    let harm = format!("{} sent to {} which has no standby", r.volume, r.node);
+                    world.broken.push(harm);
+                }
+                let owner = world.copy(key(&r.volume))?;
                 if !owner.replicas.contains(&r.node) {
                     owner.replicas.push(r.node.clone());
                 }
                 // It speaks to the copy, which obeys the higher generation.
                 let generation = owner.generation;
                 if let Ok(copy) = world.copy((r.node.clone(), r.volume.clone())) {
-                    if copy.generation < generation {
-                        copy.owner = false;
-                        copy.replicas.clear();
+                    if copy.owner && copy.generation < generation {
+                        copy.end(generation);
                     }
                     copy.generation = copy.generation.max(generation);
                 }
@@ -198,48 +244,62 @@ impl MortalNodes {
             }
             Request::TakeOver(r) => {
                 let copy = world.copy(key(&r.volume))?;
-                if !copy.owner && copy.generation >= r.generation {
-                    return Err(Error::new(ErrorKind::Fenced, "a later owner was seen"));
-                }
-                if !copy.owner {
-                    copy.replicas.clear();
-                }
-                copy.owner = true;
-                copy.generation = r.generation;
-                Ok(Answer {
+                let answer = Ok(Answer {
                     generation: r.generation,
                     ..Answer::default()
-                })
+                });
+                if copy.owner && copy.generation == r.generation {
+                    return answer; // it did before
+                }
+                if copy.generation >= r.generation {
+                    return Err(Error::new(ErrorKind::Fenced, "a later owner was seen"));
+                }
+                if copy.owner && !r.back {
+                    let why = "it owns the volume, and what it has is no copy";
+                    world.broken.push(format!("{r:?}: {why}"));
+                    return Err(Error::new(ErrorKind::Invalid, why));
+                }
+                copy.begin(r.generation);
+                answer
             }
             Request::Depose(r) => {
                 if let Ok(copy) = world.copy(key(&r.volume))
                     && copy.generation < r.generation
                 {
-                    copy.owner = false;
-                    copy.generation = r.generation;
-                    copy.replicas.clear();
+                    copy.end(r.generation);
                 }
                 Ok(Answer::default())
             }
             Request::Cutover(r) => {
+                let stranded = world.stranded;
                 let source = world.copy(key(&r.volume))?.clone();
-                let mut generation = source.generation;
+                let silent = || Err(Error::new(ErrorKind::Timeout, "the target does not answer"));
                 if source.owner {
-                    generation += 1;
+                    let generation = source.generation + 1;
                     let target = world.copy((r.to.clone(), r.volume.clone()))?;
                     if target.generation >= generation {
                         return Err(Error::new(ErrorKind::Fenced, "a later owner was seen"));
                     }
-                    target.owner = true;
-                    target.generation = generation;
-                    target.replicas.clear();
+                    if stranded == Some(false) {
+                        return silent();
+                    }
                     let source = world.copy(key(&r.volume))?;
-                    source.owner = false;
-                    source.generation = generation;
-                    source.replicas.clear();
+                    source.end(generation);
+                    source.given = Some(Given {
+                        to: r.to.clone(),
+                        generation,
+                        over: false,
+                    });
+                }
+                let given = world.copy(key(&r.volume))?.given.clone();
+                let Some(given) = given.filter(|g| g.to == r.to) else {
+                    return Err(Error::new(ErrorKind::NotOwner, "it is not the owner"));
+                };
+                if !given.over && (stranded.is_some() || !world.roll_forward(&key(&r.volume))) {
+                    return silent();
                 }
                 Ok(Answer {
-                    generation,
+                    generation: given.generation,
                     ..Answer::default()
                 })
             }
@@ -559,6 +619,7 @@ async fn a_controller_that_dies_in_a_failover_leaves_one_owner() {
         volume: "v".parse().unwrap(),
         to: Some("n2".parse().unwrap()),
         owner_is_off: true,
+        target_is_off: false,
     };
     for falls_at in 0.. {
         let mut fleet = Fleet::new().await;
@@ -591,6 +652,7 @@ async fn a_former_owner_that_comes_back_is_deposed() {
         volume: "v".parse().unwrap(),
         to: None,
         owner_is_off: true,
+        target_is_off: false,
     };
     fleet.done("op", failover).await;
     fleet.silent = None;

@@ -98,6 +98,9 @@ pub enum Command {
         to: Option<NodeName>,
         /// Whoever asks has made sure that the owner serves nobody.
         owner_is_off: bool,
+        /// The same of the node to which a cutover was handing it over.
+        #[serde(default)]
+        target_is_off: bool,
     },
 }
 

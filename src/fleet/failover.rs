@@ -13,6 +13,16 @@
 //! An owner that vanished in a cutover may have given the volume away before it went. Then it is the
 //! cutover's target, and nobody else, that may go on: it has all that was acknowledged, and the owner, should
 //! it come back, hands it the same generation.
+//!
+//! ```text
+//!  a cutover's target is silent ─ somebody says that it is off
+//!    the owner is there      ─► it gives the cutover up, and owns the volume in g+2
+//!    the owner is off, too   ─► the target counts as the owner of g+1; a replica takes over in g+2
+//! ```
+//!
+//! A target that vanished may have owned the volume, and what it acknowledged would be on its disk only. The owner
+//! that gave it away has all until then. One that was replaced long since has that, too, and takes the volume
+//! over when it is named.
 
 use super::plan::{Answer, Change, Effect, Step, View, apply, follow_steps, no_replica};
 use super::{Command, OperationId, Volume};
@@ -38,6 +48,13 @@ pub(super) struct Failing {
     pub instead_of: Option<OperationId>,
 }
 
+/// Of whom somebody has made sure that they serve nobody.
+#[derive(Clone, Copy)]
+pub(super) struct Word {
+    pub owner_is_off: bool,
+    pub target_is_off: bool,
+}
+
 /// The volume, if nothing is being done to it but what its owner would have to do.
 pub(super) fn failing(asked: &str, name: &VolumeName, view: &View<'_>) -> Result<Failing> {
     let (Some(v), Some(running)) = (view.volume, view.running) else {
@@ -56,15 +73,8 @@ pub(super) fn failing(asked: &str, name: &VolumeName, view: &View<'_>) -> Result
         Command::Resize { .. } => {}
         Command::Failover { .. } => match (view.waits_for(), running.next().map(|s| &s.change)) {
             // It may have taken the volume: whoever comes after it is a later owner.
-            (Some(by), Some(taken @ Change::Taken { .. })) => {
-                let generation = v.generation + 1;
-                let answer = Answer {
-                    generation,
-                    ..Answer::default()
-                };
-                debug_assert_eq!(taken, &Change::Taken { by: by.clone() });
-                volume = apply(taken, answer, volume)?.unwrap_or_else(|| v.clone());
-            }
+            (Some(by), Some(Change::Taken { .. })) => volume = taken_by(by, v)?,
+            (Some(_), Some(back @ Change::TakenBack { .. })) => volume = after(back, 2, v)?,
             (Some(_), _) => {}
             (None, _) => drop(view.existing(asked, name)?),
         },
@@ -79,8 +89,84 @@ pub(super) fn failing(asked: &str, name: &VolumeName, view: &View<'_>) -> Result
     })
 }
 
+impl Failing {
+    /// How it goes on, on this word.
+    pub(super) fn steps(
+        &mut self,
+        asked: &str,
+        to: Option<&NodeName>,
+        word: Word,
+        view: &View<'_>,
+    ) -> Result<Vec<Step>> {
+        let v = &self.volume;
+        if word.target_is_off {
+            let refuse = |kind, why: String| Err(Error::new(kind, format!("{asked}: {why}")));
+            let Some(target) = v.offered_to.clone() else {
+                let why = "no cutover of it is unfinished; --target-is-off is about the node to which one was \
+                           handing it over";
+                return refuse(ErrorKind::Invalid, why.to_owned());
+            };
+            if !view.is_silent(&target) {
+                let why = format!("{target} sends heartbeats, and the cutover to it goes on");
+                return refuse(ErrorKind::Denied, why);
+            }
+            if !view.is_silent(&v.owner) {
+                if let Some(to) = to.filter(|to| **to != v.owner) {
+                    let why = format!(
+                        "its owner {} is there and lacks nothing that {to} has; leave --to out",
+                        v.owner
+                    );
+                    return refuse(ErrorKind::Denied, why);
+                }
+                return Ok(take_back(v, &target, view));
+            }
+            if word.owner_is_off {
+                // It may have taken the volume: whoever comes after it is a later owner.
+                self.volume = taken_by(&target, v)?;
+            }
+        }
+        let v = &self.volume;
+        let heir = heir(asked, v, to, word.owner_is_off, view)?;
+        Ok(steps(v, heir))
+    }
+}
+
+/// The record as if this node had taken the volume over.
+fn taken_by(node: &NodeName, v: &Volume) -> Result<Volume> {
+    after(&Change::Taken { by: node.clone() }, 1, v)
+}
+
+fn after(change: &Change, generations: u64, v: &Volume) -> Result<Volume> {
+    let answer = Answer {
+        generation: v.generation + generations,
+        ..Answer::default()
+    };
+    Ok(apply(change, answer, v.clone())?.unwrap_or_else(|| v.clone()))
+}
+
+fn take_back(v: &Volume, target: &NodeName, view: &View<'_>) -> Vec<Step> {
+    let said = view.copies.iter().find(|c| c.node == *target);
+    let missing = match said.is_some_and(|c| c.generation > v.generation) {
+        true => format!("{target} owned it, and what it acknowledged is on its disk only"),
+        false => format!(
+            "what {target} acknowledged is on its disk only, but it was never heard to own it"
+        ),
+    };
+    let mut steps = vec![Step {
+        name: format!("take back on {}: {missing}", v.owner),
+        effect: Effect::TakeBack,
+        change: Change::TakenBack {
+            from: target.clone(),
+        },
+    }];
+    steps.extend(follow_steps(v, &v.owner).filter(
+        |s| !matches!(&s.effect, Effect::StartReplica { replica, .. } if replica.node == *target),
+    ));
+    steps
+}
+
 /// Who takes the owner's place.
-pub(super) fn heir<'a>(
+fn heir<'a>(
     asked: &str,
     v: &Volume,
     to: Option<&NodeName>,
@@ -89,12 +175,20 @@ pub(super) fn heir<'a>(
 ) -> Result<&'a Copy> {
     let refuse = |kind, why: String| Err(Error::new(kind, format!("{asked}: {why}")));
     let owner = &v.owner;
-    if view.alive(asked, owner).is_ok() {
-        let why = format!(
-            "its owner {owner} sends heartbeats; `forerun cutover {} --to NODE` moves it without loss. A \
-             node counts as silent after 5 s",
-            v.name
-        );
+    let silent_target = v.offered_to.as_ref().filter(|t| view.is_silent(t));
+    if !view.is_silent(owner) {
+        let way = match silent_target {
+            None => format!(
+                "`forerun cutover {} --to NODE` moves it without loss",
+                v.name
+            ),
+            Some(target) => format!(
+                "its cutover waits for {target}, which is silent: if that is off for good, say so with \
+                 --target-is-off"
+            ),
+        };
+        let why =
+            format!("its owner {owner} sends heartbeats; {way}. A node counts as silent after 5 s");
         return refuse(ErrorKind::Denied, why);
     }
     if !owner_is_off {
@@ -107,6 +201,7 @@ pub(super) fn heir<'a>(
     }
     if let Some(to) = to
         && v.replica_on(to).is_none()
+        && !v.is_left_on(to)
     {
         return Err(no_replica(asked, to, v));
     }
@@ -121,7 +216,7 @@ pub(super) fn heir<'a>(
     }
     let only = to.or(v.offered_to.as_ref());
     let wanted = |c: &&Copy| {
-        v.replica_on(&c.node).is_some()
+        (v.replica_on(&c.node).is_some() || to == Some(&c.node))
             && only.is_none_or(|n| *n == c.node)
             && view.alive(asked, &c.node).is_ok()
     };
@@ -132,9 +227,15 @@ pub(super) fn heir<'a>(
         (Some(copy), _) if copy.epoch.is_some() => Ok(copy),
         (None, Some(only)) => refuse(
             ErrorKind::Disconnected,
-            format!(
-                "node {only} has not said what its copy is; is it running? `forerun node-list` tells"
-            ),
+            match silent_target {
+                None => format!(
+                    "node {only} has not said what its copy is; is it running? `forerun node-list` tells"
+                ),
+                Some(target) => format!(
+                    "{owner} was handing it over to {target}, which is silent, too, and may have it; start \
+                     it. If it is off for good, say so with --target-is-off"
+                ),
+            },
         ),
         (Some(copy), Some(_)) => refuse(
             ErrorKind::Invalid,
@@ -143,12 +244,22 @@ pub(super) fn heir<'a>(
                 copy.node
             ),
         ),
-        (_, None) => refuse(
-            ErrorKind::NotFound,
-            "no node that is alive has a consistent replica of it; start one that has \
-             (`forerun replica list` tells), or the owner"
-                .to_owned(),
-        ),
+        (_, None) => {
+            let gave_away =
+                |c: &&Copy| v.is_left_on(&c.node) && c.epoch.is_some() && !view.is_silent(&c.node);
+            let last = view.copies.iter().filter(gave_away).max_by_key(far);
+            let or_else = last.map_or_else(String::new, |c| {
+                format!(
+                    ". {} has what it gave away, and nothing that was written since: --to {} takes that",
+                    c.node, c.node
+                )
+            });
+            let why = format!(
+                "no node that is alive has a consistent replica of it; start one that has \
+                 (`forerun replica list` tells), or the owner{or_else}"
+            );
+            refuse(ErrorKind::NotFound, why)
+        }
     }
 }
 
@@ -156,6 +267,7 @@ pub(super) fn steps(v: &Volume, heir: &Copy) -> Vec<Step> {
     let by = &heir.node;
     let epoch = heir.epoch.unwrap_or_default();
     let lacks = match heir.lag_bytes {
+        _ if v.is_left_on(by) => ", which it gave away: what was written since is lost".to_owned(),
         Some(0) => ", which had all when the owner was heard last".to_owned(),
         Some(lag) => format!(", which lacked {lag} bytes when the owner was heard last"),
         None => String::new(),

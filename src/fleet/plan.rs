@@ -4,7 +4,7 @@
 //! source forgets a replica before the replica's copy goes.
 
 use super::deletion;
-use super::failover::{self, Copy};
+use super::failover::{self, Copy, Word};
 use super::{
     Command, Consistency, Left, NodeView, Operation, OperationId, Progress, Replica, Status,
     Volume, text,
@@ -76,6 +76,9 @@ pub enum Effect {
         #[serde(with = "text")]
         by: NodeName,
     },
+    /// Have the owner give a cutover up and own the volume in the generation after the one that it offered,
+    /// whether it had given it away or not.
+    TakeBack,
 }
 
 impl Effect {
@@ -83,7 +86,10 @@ impl Effect {
     #[must_use]
     pub fn at<'a>(&'a self, v: &'a Volume) -> &'a NodeName {
         match self {
-            Effect::CreateOwner | Effect::StopReplica { .. } | Effect::Cutover { .. } => &v.owner,
+            Effect::CreateOwner
+            | Effect::StopReplica { .. }
+            | Effect::Cutover { .. }
+            | Effect::TakeBack => &v.owner,
             Effect::CreateStandby { node }
             | Effect::Delete { node }
             | Effect::Leave { node }
@@ -133,6 +139,12 @@ pub enum Change {
         /// Who.
         #[serde(with = "text")]
         by: NodeName,
+    },
+    /// The owner has the volume again, or still.
+    TakenBack {
+        /// From whom, who may have owned it meanwhile.
+        #[serde(with = "text")]
+        from: NodeName,
     },
 }
 
@@ -191,7 +203,7 @@ impl View<'_> {
     fn busy(&self, asked: &str, v: &Volume, operation: &OperationId) -> Error {
         let verb = self.running.map_or("a command", |o| o.command.verb());
         let begun = format!("{asked}: {verb} (operation {operation})");
-        let text = match self.waits_for() {
+        let text = match self.waits_for().or_else(|| self.is_waited_for(v)) {
             None => format!(
                 "{begun} is still changing the volume; wait until it has ended: forerun operation watch \
                  {operation}"
@@ -200,6 +212,8 @@ impl View<'_> {
                 let fails_over = *node == v.owner || matches!(verb, "failover" | "cutover");
                 let way_out = if v.status != Status::Ready {
                     format!("volume delete {} --forget-unreachable", v.name)
+                } else if self.is_waited_for(v) == Some(node) {
+                    format!("failover {} --target-is-off", v.name)
                 } else if fails_over {
                     format!("failover {} --owner-is-off", v.name)
                 } else {
@@ -218,6 +232,14 @@ impl View<'_> {
     pub(super) fn waits_for(&self) -> Option<&NodeName> {
         let node = self.running?.next()?.effect.at(self.volume?);
         self.is_silent(node).then_some(node)
+    }
+
+    /// The silent node that is to take the volume over from its owner.
+    fn is_waited_for<'a>(&'a self, v: &Volume) -> Option<&'a NodeName> {
+        match &self.running?.command {
+            Command::Cutover { to, .. } if *to != v.owner && self.is_silent(to) => Some(to),
+            _ => None,
+        }
     }
 
     pub(super) fn is_silent(&self, name: &NodeName) -> bool {
@@ -430,12 +452,18 @@ pub fn plan(id: &OperationId, command: &Command, view: &View<'_>) -> Result<Plan
             (v, steps)
         }
         Command::Failover {
-            to, owner_is_off, ..
+            to,
+            owner_is_off,
+            target_is_off,
+            ..
         } => {
-            let failing = failover::failing(asked, name, view)?;
+            let mut failing = failover::failing(asked, name, view)?;
+            let word = Word {
+                owner_is_off: *owner_is_off,
+                target_is_off: *target_is_off,
+            };
+            let steps = failing.steps(asked, to.as_ref(), word, view)?;
             instead_of = failing.instead_of;
-            let to = failover::heir(asked, &failing.volume, to.as_ref(), *owner_is_off, view)?;
-            let steps = failover::steps(&failing.volume, to);
             (failing.volume, steps)
         }
     };
@@ -604,17 +632,9 @@ pub fn apply(change: &Change, answer: Answer, mut v: Volume) -> Result<Option<Vo
         }
         Change::Resized { size_bytes } => v.size_bytes = *size_bytes,
         Change::Owned { by } | Change::Taken { by } => {
-            if answer.generation <= v.generation {
-                return Err(Error::new(
-                    ErrorKind::Protocol,
-                    format!(
-                        "new owner of {}: {by} reports generation {}, which does not follow {}; \
-                         nothing was recorded",
-                        v.name, answer.generation, v.generation
-                    ),
-                ));
-            }
+            does_follow(&v, by, answer)?;
             v.replicas.retain(|r| r.node != *by);
+            v.reclaimed(by);
             let former = std::mem::replace(&mut v.owner, by.clone());
             v.former.push(former);
             v.generation = answer.generation;
@@ -623,6 +643,29 @@ pub fn apply(change: &Change, answer: Answer, mut v: Volume) -> Result<Option<Vo
                 v.taken = answer.generation;
             }
         }
+        Change::TakenBack { from } => {
+            does_follow(&v, &v.owner, answer)?;
+            // What it may have been told is on its disk only: nobody is to send over it unasked.
+            v.replicas.retain(|r| r.node != *from);
+            v.former.push(from.clone());
+            v.generation = answer.generation;
+            v.taken = answer.generation;
+            v.offered_to = None;
+        }
     }
     Ok(Some(v))
+}
+
+/// A generation that does not grow is never recorded.
+fn does_follow(v: &Volume, by: &NodeName, answer: Answer) -> Result<()> {
+    if answer.generation > v.generation {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Protocol,
+        format!(
+            "new owner of {}: {by} reports generation {}, which does not follow {}; nothing was recorded",
+            v.name, answer.generation, v.generation
+        ),
+    ))
 }

@@ -281,6 +281,13 @@ impl Fleet {
             .unwrap()
     }
 
+    /// Keeps a copy of the volume on a node, an increment behind.
+    pub fn replicate(&self, to: &str) {
+        let add = ["replica", "add", VOLUME, "--to", to];
+        let how = ["--consistency", "bounded=500ms"];
+        self.run(&[&add[..], &how].concat());
+    }
+
     /// A command that must succeed: the last line of its JSON.
     pub fn run(&self, args: &[&str]) -> Value {
         self.try_run(args).unwrap()

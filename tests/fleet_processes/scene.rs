@@ -50,16 +50,7 @@ impl Scene {
     /// With a replica on b that has had an increment.
     pub fn replicated() -> Scene {
         let scene = Scene::start(RATE);
-        let bound = "bounded=500ms";
-        scene.fleet.run(&[
-            "replica",
-            "add",
-            VOLUME,
-            "--to",
-            "b",
-            "--consistency",
-            bound,
-        ]);
+        scene.fleet.replicate("b");
         scene.committed();
         scene
     }
@@ -146,5 +137,19 @@ impl Scene {
         load.unwrap().check(&fleet.uri("b", VOLUME));
         owners.check();
         assert_eq!(fleet.run(&["volume", "show", VOLUME])["owner"], "b");
+    }
+
+    /// a owns the volume again; everything that the client knows of it is there.
+    pub fn taken_back(self) -> Fleet {
+        let Scene {
+            fleet,
+            load,
+            owners,
+        } = self;
+        assert_eq!(fleet.role(Who::Source), Some(VolumeRole::Owner));
+        load.unwrap().check(&fleet.uri("a", VOLUME));
+        owners.check();
+        assert_eq!(fleet.run(&["volume", "show", VOLUME])["owner"], "a");
+        fleet
     }
 }

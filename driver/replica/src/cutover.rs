@@ -150,7 +150,8 @@ pub struct Report {
 
 /// Move the volume. `dial` connects to the receiver's node; it is called again, for as long as it
 /// takes, once ownership is given up. After an error the source serves on, unless it could not even
-/// tell whether it has relinquished: then its volume has stopped by itself.
+/// tell whether it has relinquished: then its volume has stopped by itself. Or it has, and `dial` was
+/// cancelled since: then whoever did that decides who owns the volume.
 pub async fn run<S: Source, D: Disk, C: Clock, T: Transport>(
     sender: &Sender<S, D, C>,
     plan: &Plan,
@@ -218,7 +219,8 @@ pub async fn run<S: Source, D: Disk, C: Clock, T: Transport>(
 }
 
 /// Bring a cutover to its end whose source has durably relinquished: also the source's way after a
-/// restart. Tries until the receiver has taken the volume, because nothing else can be done.
+/// restart. Tries until the receiver has taken the volume, because nothing else can be done, or until `dial`
+/// says that it is [cancelled](ErrorKind::Cancelled): somebody else is to own the volume.
 pub async fn roll_forward<S: Source, D: Disk, C: Clock, T: Transport>(
     sender: &Sender<S, D, C>,
     plan: &Plan,
@@ -240,6 +242,7 @@ pub async fn roll_forward<S: Source, D: Disk, C: Clock, T: Transport>(
             Err(e) if e.kind() == ErrorKind::Fenced => {
                 return Err(e.within("somebody else owns the volume by now"));
             }
+            Err(e) if e.kind() == ErrorKind::Cancelled => return Err(e),
             Err(e) => tracing::warn!(volume = %sender.volume, "activate, will try again: {e}"),
         }
         sender.clock.sleep(wait).await;

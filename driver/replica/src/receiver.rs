@@ -100,7 +100,7 @@ impl<D: Disk, G: Target> Receiver<D, G> {
     /// that it does not hang on one file who owned the volume last. Nothing else may write it meanwhile.
     pub async fn remember(&self) -> Result<()> {
         let before = self.store.get();
-        let proven = proven(before, self.target.gave_up().await?);
+        let proven = before.proven(self.target.gave_up().await?);
         if proven != before {
             self.save(proven).await?;
         }
@@ -234,10 +234,12 @@ impl<D: Disk, G: Target> Receiver<D, G> {
 
     /// The source is gone for good: give the copy to this node's volume to own in `generation`. The
     /// answer is the epoch that it is. Nobody may be served meanwhile, so that nothing lands late; the
-    /// same call again is no error. A copy that is no point in time is refused.
+    /// same call again is no error. A copy that is no point in time is refused. What this node gave away
+    /// itself is one, as of then.
     pub async fn take_over(&self, generation: Generation) -> Result<Epoch> {
         self.alive()?;
         self.recover().await?;
+        self.remember().await?;
         let epoch = self.store.get().epoch;
         self.give(generation, epoch).await?;
         Ok(epoch)
@@ -324,7 +326,7 @@ impl<D: Disk, G: Target> Receiver<D, G> {
     /// Bring the record to the generation of the source that was admitted.
     async fn follow(&self, generation: Generation) -> Result<()> {
         let before = self.store.get();
-        let record = proven(before, self.target.gave_up().await?);
+        let record = before.proven(self.target.gave_up().await?);
         let state = match record.state {
             State::HandedOver { next } if generation <= next => record.state,
             // A copy is of the generation in which it was made: what a later owner began with, this one
@@ -341,17 +343,5 @@ impl<D: Disk, G: Target> Receiver<D, G> {
             self.save(record).await?;
         }
         Ok(())
-    }
-}
-
-/// What a copy is, if its volume was given up: the record of the ownership that ended proves it.
-fn proven(before: Record, gave_up: Option<(Generation, Epoch)>) -> Record {
-    match gave_up {
-        Some((next, epoch)) if before.generation < next => Record {
-            generation: next,
-            epoch,
-            state: State::Consistent,
-        },
-        _ => before,
     }
 }

@@ -53,6 +53,22 @@ pub struct Record {
     pub state: State,
 }
 
+impl Record {
+    /// What the copy is, if its volume was given up for a generation as of an epoch: the record of the
+    /// ownership that ended proves it.
+    #[must_use]
+    pub fn proven(self, gave_up: Option<(Generation, Epoch)>) -> Record {
+        match gave_up {
+            Some((next, epoch)) if self.generation < next => Record {
+                generation: next,
+                epoch,
+                state: State::Consistent,
+            },
+            _ => self,
+        }
+    }
+}
+
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Raw {

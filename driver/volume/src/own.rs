@@ -40,7 +40,8 @@ pub(crate) struct Meta {
     /// The mark of an image that was taken for the volume's, to be recorded when every area of it is
     /// durably suspect.
     adopted: Option<ImageMark>,
-    /// Another node took the volume over from this one, and it has not come back since.
+    /// Another node took the volume over from this one, or is believed to have done so and is gone. It has
+    /// not come back since.
     replaced: bool,
     pub(crate) swept_at: Nanos,
     /// A sweep has begun and not ended.
@@ -352,6 +353,36 @@ impl Volume {
     #[must_use]
     pub fn is_replaced(&self) -> bool {
         self.meta.as_ref().is_some_and(|m| m.replaced)
+    }
+
+    /// Own the volume in a later generation, with what is here: a cutover to a node that is gone was given up.
+    /// Whatever was to be told in the generation between is fenced by this one.
+    pub fn renew(&mut self, generation: Generation) -> Result<Control> {
+        self.must_own("go on as the owner")?;
+        let sb = &mut self.meta.as_mut().ok_or_else(no_meta)?.superblock;
+        if generation <= sb.seen {
+            return Err(fenced("go on as the owner in", generation, sb.seen));
+        }
+        if let Role::Owner {
+            generation: own, ..
+        } = &mut sb.role
+        {
+            *own = generation;
+        }
+        sb.seen = generation;
+        self.change()
+    }
+
+    /// This node gave the volume away and sends its guests on to a node that is gone: what they were told
+    /// there is not here, so they are sent away before this node takes the volume back.
+    pub fn send_away(&mut self, now: Nanos) {
+        let Some(meta) = &mut self.meta else { return };
+        if meta.superblock.role.is_owner() || !self.forwarding {
+            return;
+        }
+        meta.replaced = true;
+        self.forwarding = false;
+        self.reopen(now);
     }
 
     fn step_down(&mut self, now: Nanos) {

@@ -13,7 +13,8 @@
 //! at most once and changes no more once it has ended; a node is told only what the log says comes next;
 //! no volume ever has two owners. In the end every operation has ended, what the records say is what the
 //! nodes hold, nothing was made twice and nothing was left behind. Owners are given up, too: a replica
-//! takes over, and the owner comes back.
+//! takes over, and the owner comes back. So are cutovers whose target is off, before the volume is given away,
+//! after it, and when the target has taken it.
 //!
 //! `FORERUN_SEED=n cargo nextest run -p forerun --lib simulation` runs one seed again.
 
@@ -70,6 +71,7 @@ struct Tally {
     late: usize,
     overtaken: usize,
     given_up: usize,
+    taken_back: usize,
 }
 
 impl std::ops::AddAssign for Tally {
@@ -91,6 +93,7 @@ impl std::ops::AddAssign for Tally {
         self.late += o.late;
         self.overtaken += o.overtaken;
         self.given_up += o.given_up;
+        self.taken_back += o.taken_back;
     }
 }
 
@@ -262,7 +265,8 @@ impl Fate {
                 r.node == node.as_str()
             }
             (Request::Cutover(r), Some(Effect::Cutover { to })) => r.to == to.as_str(),
-            (Request::TakeOver(_), Some(Effect::TakeOver { by })) => by == to,
+            (Request::TakeOver(r), Some(Effect::TakeOver { by })) => by == to && !r.back,
+            (Request::TakeOver(r), Some(Effect::TakeBack)) => r.back,
             (Request::Depose(_), Some(Effect::Depose { node })) => node == to,
             _ => false,
         };
@@ -366,10 +370,12 @@ impl Run {
                     replicas: replicas.collect(),
                     ..Default::default()
                 };
-                if copy.owner {
-                    report.set_role(proto::v1::VolumeRole::Owner);
-                } else {
-                    report.set_role(proto::v1::VolumeRole::Standby);
+                report.set_role(match &copy.given {
+                    _ if copy.owner => proto::v1::VolumeRole::Owner,
+                    Some(_) => proto::v1::VolumeRole::Forwarding,
+                    None => proto::v1::VolumeRole::Standby,
+                });
+                if !copy.owner {
                     report.set_copy(proto::v1::ReplicaState::Consistent);
                 }
                 report
@@ -418,12 +424,26 @@ impl Run {
             };
         };
         let copies: Vec<&str> = known.replicas.iter().map(|r| r.node.as_str()).collect();
-        if fate.off.contains(known.owner.as_str()) && !copies.is_empty() {
-            let to = fate.one_in(2).then(|| fate.pick(&copies).parse().unwrap());
+        let former: Vec<&str> = known.former.iter().map(|n| n.as_str()).collect();
+        let owner_is_off = fate.off.contains(known.owner.as_str());
+        let running: Option<Operation> =
+            (known.operation.as_ref()).and_then(|id| fate.record(&format!("operation/{id}")));
+        let target_is_off = match (running.map(|o| o.command), &known.offered_to) {
+            (Some(Command::Cutover { to, .. }), _) => fate.off.contains(to.as_str()),
+            (_, Some(to)) => fate.off.contains(to.as_str()),
+            _ => false,
+        };
+        let heirs = match copies.is_empty() || fate.one_in(4) {
+            true => &former,
+            false => &copies,
+        };
+        if target_is_off || owner_is_off && !heirs.is_empty() {
+            let named = !heirs.is_empty() && owner_is_off && fate.one_in(2);
             return Command::Failover {
                 volume: volume(),
-                to,
-                owner_is_off: true,
+                to: named.then(|| fate.pick(heirs).parse().unwrap()),
+                owner_is_off,
+                target_is_off,
             };
         }
         let is_free = |n: &&str| *n != known.owner.as_str() && !copies.contains(n);
@@ -435,7 +455,6 @@ impl Run {
                 to: fate.pick(&copies).parse().unwrap(),
             },
             10 => {
-                let former = known.former.iter().map(|n| n.as_str());
                 let all: Vec<&str> = copies.iter().copied().chain(former).collect();
                 let all = if all.is_empty() { NODES.to_vec() } else { all };
                 Command::RemoveReplica {
@@ -503,13 +522,29 @@ impl Run {
         }
     }
 
+    /// Nodes that gave a volume away have its target take it, as soon as that is there.
+    fn roll_forward(&self) {
+        let mut fate = self.fate.lock().unwrap();
+        let mut world = self.world.lock().unwrap();
+        for key in untaken(&world) {
+            let to = world.copies[&key].given.as_ref().map(|g| g.to.as_str());
+            let is_there = |n: &str| !fate.away.contains(n);
+            if is_there(&key.0) && to.is_some_and(is_there) && (fate.kind || fate.one_in(8)) {
+                fate.note(format_args!("{key:?} is taken"));
+                world.roll_forward(&key);
+                assert_owners(&world, &key);
+            }
+        }
+    }
+
     fn happens(&self, one_in: u64) -> bool {
         self.fate.lock().unwrap().one_in(one_in)
     }
 
     fn is_at_rest(&self) -> bool {
         let running = self.fate.lock().unwrap().operations();
-        !running.iter().any(Operation::is_running)
+        let untaken = untaken(&self.world.lock().unwrap());
+        !running.iter().any(Operation::is_running) && untaken.is_empty()
     }
 
     /// One life of a controller; true when everything was asked and has ended.
@@ -528,6 +563,7 @@ impl Run {
             assert!(turn < TURNS, "[ends or resumes] nothing moves");
             self.beat(&controller);
             self.weather();
+            self.roll_forward();
             if looking.as_ref().is_none_or(|l| l.is_finished()) && self.happens(4) {
                 let watcher = controller.clone();
                 self.fate.lock().unwrap().tally.looks += 1;
@@ -607,11 +643,13 @@ impl Run {
             let mut sent = owner.replicas.clone();
             sent.sort();
             assert_eq!(recorded, sent, "[the owner does what is recorded] {v:?}");
-            for r in &v.replicas {
-                assert!(!take(&r.node).owner, "[one owner] {v:?}");
-            }
-            for former in &v.former {
-                assert!(!take(former).owner, "[one owner] {v:?}");
+            for node in v.replicas.iter().map(|r| &r.node).chain(&v.former) {
+                let copy = take(node);
+                assert!(!copy.owner, "[one owner] {v:?}");
+                assert!(
+                    copy.replicas.is_empty(),
+                    "[nobody else sends] {node} {copy:?}; {v:?}"
+                );
             }
         }
         let noted: Vec<_> = fate
@@ -624,6 +662,33 @@ impl Run {
             held.is_empty(),
             "[nothing is left behind] {held:?}\n{}",
             fate.trace
+        );
+    }
+}
+
+/// Copies whose nodes gave the volume away to one that has it and has not taken it.
+fn untaken(world: &World) -> Vec<(String, String)> {
+    let waits = |(key, copy): &(&(String, String), &Copy)| {
+        let given = copy.given.as_ref().filter(|g| !g.over);
+        given.is_some_and(|g| world.copies.contains_key(&(g.to.clone(), key.1.clone())))
+    };
+    let all = world.copies.iter().filter(waits);
+    all.map(|(key, _)| key.clone()).collect()
+}
+
+/// Of a volume at most one node owns a generation.
+fn assert_owners(world: &World, what: &impl std::fmt::Debug) {
+    for volume in VOLUMES {
+        // One that was replaced while it was off owns a generation that is over.
+        let owns = |(key, c): &(&(String, String), &Copy)| key.1 == volume && c.owner;
+        let owners = world.copies.iter().filter(owns);
+        // Neither does one of a volume that was deleted while it was off.
+        let generations: Vec<_> = owners.map(|(_, c)| (&c.id, c.generation)).collect();
+        let different: BTreeSet<_> = generations.iter().collect();
+        assert_eq!(
+            different.len(),
+            generations.len(),
+            "[one owner] {what:?}; {world:?}"
         );
     }
 }
@@ -695,6 +760,7 @@ fn whatever_dies_or_does_not_answer_the_log_and_the_nodes_agree_in_the_end() {
             late,
             overtaken,
             given_up,
+            taken_back,
         } = tally;
         let least = [
             begun / 8,
@@ -714,6 +780,7 @@ fn whatever_dies_or_does_not_answer_the_log_and_the_nodes_agree_in_the_end() {
             late,
             overtaken,
             given_up * 10,
+            taken_back * 10,
         ];
         assert!(
             least.into_iter().all(|n| n >= SEEDS as usize / 2),

@@ -3,6 +3,8 @@
 //! ```text
 //!   take over: cut the source's connection ─► the copy is a point in time? ─► HandedOver, Owner (durable)
 //!              ─► guests are let in
+//!   take back: end the hand-over ─┬─► it was not given away: Owner (durable), in the new generation
+//!                                 └─► it was: guests that were sent on are sent away ─► take over
 //!   depose:    Standby (durable) ─► its guests' connections are closed ─► its replicas are forgotten
 //! ```
 //!
@@ -10,8 +12,11 @@
 //! comes back must not go on serving its guests, and must not send them on either: they would find a
 //! disk that has gone back in time. It is told as soon as anybody reaches it: by the new owner, which
 //! answers its replication links with a higher generation, and by the controller.
+//!
+//! A node that gave the volume away has a copy, too: its image as of then. Guests that it has not sent on were
+//! told nothing since. They wait, and go on here.
 
-use super::volumes::Volumes;
+use super::volumes::{Hosted, Volumes};
 use crate::service::{TakeOver, Turn};
 use block::Result;
 use proto::v1::VolumeReport;
@@ -27,10 +32,7 @@ impl Volumes {
         let asked = format!("take over {}", taken.volume);
         let _one = self.turn(&taken.volume, turn).await?;
         let hosted = self.hosted(&asked, &taken.volume, Some(taken.id))?;
-        let role = hosted.handle.call(|v, _| v.role()).await?;
-        let is_done =
-            matches!(role, Role::Owner { generation, .. } if generation == taken.generation);
-        if !is_done {
+        if !is_over(&hosted, &taken).await? {
             let epoch = self
                 .receiving
                 .take_over(hosted.id, taken.generation)
@@ -66,5 +68,29 @@ impl Volumes {
             deposed.volume
         );
         Ok(())
+    }
+}
+
+/// Make sure that nobody else is told any more to take the volume from here. True if it is owned here as it
+/// should be.
+async fn is_over(hosted: &Hosted, taken: &TakeOver) -> Result<bool> {
+    let next = taken.generation;
+    let role = || hosted.handle.call(|v, _| v.role());
+    match role().await? {
+        Role::Owner { generation, .. } if generation == next => return Ok(true),
+        Role::Standby => return Ok(false),
+        Role::Owner { .. } | Role::Relinquished { .. } => hosted.end_handover().await?,
+    }
+    match role().await? {
+        Role::Owner { .. } if taken.back => {
+            hosted.end_replicas().await?;
+            hosted.handle.control(move |v, _| v.renew(next)).await?;
+            Ok(true)
+        }
+        Role::Relinquished { .. } => {
+            hosted.handle.call(|v, now| v.send_away(now)).await?;
+            Ok(false)
+        }
+        Role::Owner { .. } | Role::Standby => Ok(false),
     }
 }

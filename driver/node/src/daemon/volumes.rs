@@ -13,7 +13,7 @@ use crate::engine::{Engine, VolumeHandle, VolumeSpec};
 use crate::replication::{Receiving, Sending, StandbySpec, Succession};
 use crate::serve::state::checkpoints;
 use crate::service::{NewVolume, SeedOrder, Turn, Turns};
-use block::{Error, ErrorKind, NodeName, Result, VolumeId, VolumeName};
+use block::{Epoch, Error, ErrorKind, Generation, NodeName, Result, VolumeId, VolumeName};
 use nbd::accept::Accepted;
 use nbd::codec::TransmissionFlags;
 use nbd::{Export, Exports};
@@ -309,11 +309,17 @@ impl Volumes {
         report.size_bytes = hosted.export.size;
         // Asked before its part: a standby that takes over meanwhile is offered rightly.
         let was_offered = hosted.is_offered();
-        let state = hosted
-            .handle
-            .call(|v, _| (v.role(), v.open_epoch(), v.seen(), v.is_poisoned()));
+        let state = hosted.handle.call(|v, _| {
+            (
+                v.role(),
+                v.open_epoch(),
+                v.seen(),
+                v.gave_up(),
+                v.is_poisoned(),
+            )
+        });
         match state.await {
-            Ok((role, epoch, seen, poisoned)) => {
+            Ok((role, epoch, seen, gave_up, poisoned)) => {
                 let (role, generation) = match role {
                     Role::Owner { generation, .. } => (VolumeRole::Owner, generation),
                     Role::Standby => (VolumeRole::Standby, seen),
@@ -322,12 +328,12 @@ impl Volumes {
                 report.set_role(if poisoned { VolumeRole::Failed } else { role });
                 report.generation = generation.0;
                 report.epoch = epoch.0;
-                if report.role() == VolumeRole::Standby {
-                    if was_offered {
-                        // An owner that was replaced while it ran.
-                        hosted.step_aside();
-                    }
-                    self.report_copy(&hosted, &mut report).await;
+                if report.role() == VolumeRole::Standby && was_offered {
+                    // An owner that was replaced while it ran.
+                    hosted.step_aside();
+                }
+                if matches!(report.role(), VolumeRole::Standby | VolumeRole::Forwarding) {
+                    self.report_copy(&hosted, gave_up, &mut report).await;
                 }
                 if poisoned {
                     report.trouble =
@@ -356,12 +362,18 @@ impl Volumes {
         report
     }
 
-    /// What a standby's copy is.
-    async fn report_copy(&self, hosted: &Hosted, report: &mut VolumeReport) {
+    /// What the copy of one that does not own the volume is: a former owner has what it gave away.
+    async fn report_copy(
+        &self,
+        hosted: &Hosted,
+        gave_up: Option<(Generation, Epoch)>,
+        report: &mut VolumeReport,
+    ) {
         // A mover that has stopped has no copy to speak of.
         let Ok(Some(record)) = self.receiving.record(hosted.id).await else {
             return;
         };
+        let record = record.proven(gave_up);
         report.epoch = record.epoch.0;
         if let State::Consistent | State::Committed { .. } = record.state {
             // This node may have heard of a later owner, and not have anything of its yet.
@@ -587,6 +599,27 @@ impl Hosted {
 }
 
 impl Hosted {
+    /// A hand-over that is under way is given up, also one that was begun in an earlier life.
+    pub(super) async fn end_handover(&self) -> Result<()> {
+        let Some(handover) = self.peers.change(|p| p.handover.take())? else {
+            return Ok(());
+        };
+        let kept = self.replicas().remove(&handover.to.parse()?);
+        match kept {
+            Some(kept) => kept.stop().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Every replica is kept no longer: the owner goes on in another generation, and is told anew which to keep.
+    pub(super) async fn end_replicas(&self) -> Result<()> {
+        let all = std::mem::take(&mut *self.replicas());
+        for kept in all.into_values() {
+            kept.stop().await?;
+        }
+        self.peers.forget()
+    }
+
     /// Nothing has to be remembered for a copy that is kept no more: its cursor would hold dirty maps, and
     /// leave areas to compare after a crash, for ever.
     async fn untrack(&self, node: NodeName) -> Result<()> {

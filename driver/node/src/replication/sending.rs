@@ -3,6 +3,8 @@
 //! Each replica is a task: connect, catch up, then an increment each interval; after a failure again,
 //! with a growing pause. An order to stop is taken up at once. One to cut over lets an increment that is
 //! under way end first, because what it has sent would be sent again, but no longer spares the guest.
+//! An order to stop ends a cutover, too: before the volume is relinquished the source serves on, and after it
+//! nobody is told any more to take it.
 
 use super::source::{Redirect, ShardSource};
 use super::tcp::{MoverClock, Tcp};
@@ -10,7 +12,7 @@ use crate::engine::VolumeHandle;
 use block::{Epoch, Error, ErrorKind, NodeName, Result, VolumeId};
 use replica::cutover::{self, Plan, Report, Update};
 use replica::{Event, Increment, Order, Progress, Seeding, Sender, Tuning};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -19,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use storage::ImageFile;
 use storage::mover::MoverFile;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use wire::SessionId;
 
 /// How long a connection attempt may take.
@@ -88,6 +90,8 @@ struct Orders {
     queue: mpsc::Receiver<Task>,
     /// Taken from the queue, and not begun: the session in which it came may break.
     taken: Option<Task>,
+    /// Whether the replica is to be kept no longer: known before the order to stop has its turn.
+    stopping: watch::Receiver<bool>,
 }
 
 impl Orders {
@@ -108,13 +112,16 @@ impl Orders {
 
 /// The sending thread, from outside.
 pub struct Sending {
-    replicas: mpsc::Sender<(Box<ReplicaSpec>, mpsc::Receiver<Task>)>,
+    replicas: mpsc::Sender<(Box<ReplicaSpec>, Orders)>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// One replica, from outside.
 #[derive(Clone)]
-pub struct ReplicaHandle(mpsc::Sender<Task>);
+pub struct ReplicaHandle {
+    orders: mpsc::Sender<Task>,
+    stopping: Arc<watch::Sender<bool>>,
+}
 
 fn gone() -> Error {
     Error::new(ErrorKind::Disconnected, "the sending mover has stopped")
@@ -123,8 +130,7 @@ fn gone() -> Error {
 impl Sending {
     /// Start the thread.
     pub fn start() -> Result<Sending> {
-        let (replicas, mut added) =
-            mpsc::channel::<(Box<ReplicaSpec>, mpsc::Receiver<Task>)>(ORDERS_MAX);
+        let (replicas, mut added) = mpsc::channel::<(Box<ReplicaSpec>, Orders)>(ORDERS_MAX);
         let run = async move {
             let mut tasks = Vec::new();
             while let Some((spec, orders)) = added.recv().await {
@@ -148,12 +154,21 @@ impl Sending {
 
     /// Keep a replica from now on.
     pub async fn add(&self, spec: ReplicaSpec) -> Result<ReplicaHandle> {
-        let (handle, orders) = mpsc::channel(ORDERS_MAX);
+        let (orders, queue) = mpsc::channel(ORDERS_MAX);
+        let (stop, stopping) = watch::channel(false);
+        let given = Orders {
+            queue,
+            taken: None,
+            stopping,
+        };
         self.replicas
-            .send((Box::new(spec), orders))
+            .send((Box::new(spec), given))
             .await
             .map_err(|_| gone())?;
-        Ok(ReplicaHandle(handle))
+        Ok(ReplicaHandle {
+            orders,
+            stopping: Arc::new(stop),
+        })
     }
 
     /// End the thread once every [`ReplicaHandle`] is dropped or stopped.
@@ -173,7 +188,7 @@ impl ReplicaHandle {
     /// Whether its task has not ended.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        !self.0.is_closed()
+        !self.orders.is_closed()
     }
 
     /// Move the volume to the replica's node. After success the replica is not kept any more.
@@ -188,14 +203,16 @@ impl ReplicaHandle {
             .await?
     }
 
-    /// Keep the replica no longer.
+    /// Keep the replica no longer. A cutover that is under way ends wherever it is: what the volume is then
+    /// its own record says.
     pub async fn stop(&self) -> Result<()> {
+        self.stopping.send_replace(true);
         self.ask(Task::Stop).await
     }
 
     async fn ask<R>(&self, task: impl FnOnce(oneshot::Sender<R>) -> Task) -> Result<R> {
         let (answer, answered) = oneshot::channel();
-        self.0.send(task(answer)).await.map_err(|_| gone())?;
+        self.orders.send(task(answer)).await.map_err(|_| gone())?;
         answered.await.map_err(|_| gone())
     }
 }
@@ -211,15 +228,14 @@ struct Kept {
     /// How far the increment under way is.
     progress: Rc<Cell<Option<Progress>>>,
     sessions: Cell<u64>,
+    stopping: watch::Receiver<bool>,
+    /// The last connection.
+    current: RefCell<Option<Tcp>>,
 }
 
-async fn keep(spec: ReplicaSpec, orders: mpsc::Receiver<Task>) {
-    let mut orders = Orders {
-        queue: orders,
-        taken: None,
-    };
+async fn keep(spec: ReplicaSpec, mut orders: Orders) {
     let news = Arc::clone(&spec.news);
-    let kept = match Kept::new(spec).await {
+    let kept = match Kept::new(spec, orders.stopping.clone()).await {
         Ok(kept) => kept,
         // Without the volume there is nothing to keep; whoever gives orders learns that it ended.
         Err(e) => return news(&News::Failed(e.to_string())),
@@ -234,11 +250,12 @@ async fn keep(spec: ReplicaSpec, orders: mpsc::Receiver<Task>) {
                     ErrorKind::Disconnected | ErrorKind::Timeout | ErrorKind::Io
                 );
                 let why = e.to_string();
-                news(&if away {
-                    News::Away(why)
-                } else {
-                    News::Failed(why)
-                });
+                match e.kind() {
+                    // The order to stop is next.
+                    ErrorKind::Cancelled => {}
+                    _ if away => news(&News::Away(why)),
+                    _ => news(&News::Failed(why)),
+                }
                 let order = tokio::time::timeout(wait, orders.next()).await;
                 wait = (wait * 2).min(RETRY_AT_MOST);
                 let Ok(order) = order else { continue };
@@ -247,7 +264,8 @@ async fn keep(spec: ReplicaSpec, orders: mpsc::Receiver<Task>) {
         };
         match order {
             Some(Task::CutOver(plan, watch, answer)) => {
-                let report = cutover::run(&kept.sender, &plan, || kept.dial(), watch).await;
+                let cutover = cutover::run(&kept.sender, &plan, || kept.dial(), watch);
+                let report = kept.until_stopped(cutover).await;
                 let moved = report.is_ok();
                 let _ = answer.send(report);
                 if moved {
@@ -256,8 +274,8 @@ async fn keep(spec: ReplicaSpec, orders: mpsc::Receiver<Task>) {
             }
             Some(Task::RollForward(plan, epoch, watch, answer)) => {
                 let dial = || kept.dial();
-                let done = cutover::roll_forward(&kept.sender, &plan, epoch, dial, watch).await;
-                let _ = answer.send(done);
+                let forward = cutover::roll_forward(&kept.sender, &plan, epoch, dial, watch);
+                let _ = answer.send(kept.until_stopped(forward).await);
                 return;
             }
             Some(Task::Stop(answer)) => {
@@ -271,7 +289,7 @@ async fn keep(spec: ReplicaSpec, orders: mpsc::Receiver<Task>) {
 }
 
 impl Kept {
-    async fn new(spec: ReplicaSpec) -> Result<Kept> {
+    async fn new(spec: ReplicaSpec, stopping: watch::Receiver<bool>) -> Result<Kept> {
         let source = ShardSource::new(spec.handle, spec.replica, spec.redirect).await?;
         source.observe_guest().await;
         let news = Arc::clone(&spec.news);
@@ -298,11 +316,35 @@ impl Kept {
             news: spec.news,
             progress,
             sessions: Cell::new(0),
+            stopping,
+            current: RefCell::default(),
         })
     }
 
+    /// Does what might not end by itself. Once the replica is to be kept no longer its connection is cut,
+    /// and no other is made.
+    async fn until_stopped<R>(&self, work: impl Future<Output = R>) -> R {
+        let mut work = pin!(work);
+        let mut stopping = self.stopping.clone();
+        tokio::select! {
+            done = &mut work => return done,
+            // An error is that nobody is left who could say so.
+            Ok(_) = stopping.wait_for(|stopping| *stopping) => {}
+        }
+        if let Some(tcp) = self.current.borrow_mut().take() {
+            tcp.cut();
+        }
+        work.await
+    }
+
     async fn dial(&self) -> Result<(Tcp, SessionId)> {
-        let tcp = Tcp::connect(self.address, CONNECT_DEADLINE).await?;
+        let connected = Tcp::connect(self.address, CONNECT_DEADLINE).await;
+        if *self.stopping.borrow() {
+            let why = "the replica is kept no longer";
+            return Err(Error::new(ErrorKind::Cancelled, why));
+        }
+        let tcp = connected?;
+        *self.current.borrow_mut() = Some(tcp.clone());
         // Unique on this connection's two ends is enough: it is there to tell streams apart.
         let n = self.sessions.get() + 1;
         self.sessions.set(n);

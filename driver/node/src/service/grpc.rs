@@ -90,11 +90,12 @@ impl<O: NodeOps> Service<O> {
 }
 
 impl TakeOver {
-    fn of(volume: &str, id: &str, generation: u64) -> Result<TakeOver> {
+    fn of(volume: &str, id: &str, generation: u64, back: bool) -> Result<TakeOver> {
         Ok(TakeOver {
             volume: volume.parse()?,
             id: id.parse()?,
             generation: Generation(generation),
+            back,
         })
     }
 }
@@ -208,7 +209,8 @@ impl<O: NodeOps> Node for Service<O> {
         &self,
         r: Request<v1::TakeOverRequest>,
     ) -> Result<Response<VolumeReport>, Status> {
-        let (turn, take) = taken(r, |r| TakeOver::of(&r.volume, &r.id, r.generation))?;
+        let of = |r: v1::TakeOverRequest| TakeOver::of(&r.volume, &r.id, r.generation, r.back);
+        let (turn, take) = taken(r, of)?;
         let ops = Arc::clone(&self.ops);
         answer(whole(async move { ops.take_over(turn, take).await }).await)
     }
@@ -217,7 +219,8 @@ impl<O: NodeOps> Node for Service<O> {
         &self,
         r: Request<v1::DeposeRequest>,
     ) -> Result<Response<v1::DeposeResponse>, Status> {
-        let (turn, deposed) = taken(r, |r| TakeOver::of(&r.volume, &r.id, r.generation))?;
+        let of = |r: v1::DeposeRequest| TakeOver::of(&r.volume, &r.id, r.generation, false);
+        let (turn, deposed) = taken(r, of)?;
         let ops = Arc::clone(&self.ops);
         let done = whole(async move { ops.depose(turn, deposed).await }).await;
         answer(done.map(|()| v1::DeposeResponse {}))

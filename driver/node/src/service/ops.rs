@@ -82,6 +82,8 @@ pub struct TakeOver {
     pub id: VolumeId,
     /// The generation to own it in.
     pub generation: Generation,
+    /// This node was to hand it over: if it has not given it away it goes on with what it has.
+    pub back: bool,
 }
 
 /// What the controller may ask of a node. Every call may be repeated, and a repetition answers as
@@ -150,7 +152,8 @@ pub trait NodeOps: Send + Sync + 'static {
         progress: mpsc::Sender<CutoverProgress>,
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// Own a volume of which this node has a consistent copy, without its owner's consent.
+    /// Own a volume of which this node has a consistent copy, or which it gave away, without the consent of
+    /// who owned it last. A hand-over that is under way here ends.
     fn take_over(
         &self,
         turn: Option<Turn>,

@@ -2,16 +2,20 @@
 
 use super::super::directory;
 use super::super::peers::{HandoverRecord, ReplicaRecord};
-use super::{INTERVAL, Slot, Volumes};
+use super::{Hosted, INTERVAL, Slot, Volumes};
 use crate::service::{
     Consistency, Handover, NewReplica, NewVolume, NodeOps, SeedOrder, TakeOver, Turn,
 };
 use block::{Error, ErrorKind, NodeName, Result, VolumeId, VolumeName};
 use proto::v1::{CutoverPhase, CutoverProgress, NodeMetrics, VolumeReport, WriteTrail};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use volume::Role;
 
+/// How long a repeated hand-over waits for the new owner before it says that it still does.
+const TAKING_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is looked whether it owns the volume.
+const TAKING_PAUSE: Duration = Duration::from_millis(10);
 /// The shortest interval that a bound can ask for.
 const INTERVAL_MIN: Duration = Duration::from_millis(50);
 
@@ -172,7 +176,7 @@ impl NodeOps for Volumes {
     ) -> Result<()> {
         let asked = format!("hand {} over to {}", handover.volume, handover.to);
         let (kept, next, hosted) = {
-            let _one = self.turn(&handover.volume, turn).await?;
+            let one = self.turn(&handover.volume, turn).await?;
             let hosted = self.hosted(&asked, &handover.volume, None)?;
             let record = HandoverRecord {
                 to: handover.to.to_string(),
@@ -184,7 +188,18 @@ impl NodeOps for Volumes {
                 Role::Relinquished { to, generation, .. } if *to == handover.to => {
                     // It happened, perhaps in an earlier life of this node: make sure that it ends.
                     hosted.peers.change(|p| p.handover = Some(record))?;
-                    self.resume(&handover.volume, &hosted).await?;
+                    let is_told = {
+                        let replicas = hosted.replicas();
+                        let kept = replicas.get(&handover.to);
+                        kept.is_some_and(|k| {
+                            k.is_running() && k.address == handover.replication_address
+                        })
+                    };
+                    if !is_told {
+                        self.resume(&handover.volume, &hosted).await?;
+                    }
+                    drop(one);
+                    is_taken(&asked, &hosted).await?;
                     let done = CutoverProgress {
                         phase: CutoverPhase::Done.into(),
                         generation: generation.0,
@@ -249,4 +264,17 @@ impl NodeOps for Volumes {
     async fn depose(&self, turn: Option<Turn>, deposed: TakeOver) -> Result<()> {
         self.depose_volume(turn, deposed).await
     }
+}
+
+/// Waits for the new owner of a volume that was given away to have taken it: requests are sent on then.
+async fn is_taken(asked: &str, hosted: &Hosted) -> Result<()> {
+    let until = Instant::now() + TAKING_PATIENCE;
+    while !hosted.handle.call(|v, _| v.is_forwarding()).await? {
+        if Instant::now() >= until {
+            let why = format!("{asked}: it was given away, and is waited for until it is taken");
+            return Err(Error::new(ErrorKind::Timeout, why));
+        }
+        tokio::time::sleep(TAKING_PAUSE).await;
+    }
+    Ok(())
 }
