@@ -277,6 +277,7 @@ fn subject(m: Moving, base: &Path, now: u64, notes: &mut Vec<String>) -> Result<
         capacity: m.capacity,
         leaves: 1.0,
         unannounced: 0.0,
+        overloads: 0.0,
         missed_share: None,
         need: Need {
             cpus: Distribution::certain(m.cpus),

@@ -46,7 +46,17 @@ impl Foresight {
     /// Unannounced needs in a second.
     #[must_use]
     pub fn unforeseen(&self) -> f64 {
-        f64::from(self.surprises) / (self.seconds.saturating_add(SEEN_BEFORE.0)) as f64
+        self.in_a_second(self.surprises)
+    }
+
+    /// Overloads in a second, said or not.
+    #[must_use]
+    pub fn overloads(&self) -> f64 {
+        self.in_a_second(self.foreseen.saturating_add(self.missed))
+    }
+
+    fn in_a_second(&self, count: u32) -> f64 {
+        f64::from(count) / (self.seconds.saturating_add(SEEN_BEFORE.0)) as f64
     }
 
     /// Share of overloads that no forecast announces; `before` is believed until some were seen.
@@ -70,6 +80,7 @@ mod tests {
         }
         assert!((seen.missed_share(0.25) - 0.25).abs() < 1e-9, "one of four");
         assert!((seen.missed_share(0.0) - 0.125).abs() < 1e-9);
+        assert!((seen.overloads() * 604_800.0 - 4.0).abs() < 1e-9);
         seen.surprise();
         assert!((seen.unforeseen() * 604_800.0 - 1.0).abs() < 1e-9);
         seen.pass(SEEN_BEFORE);

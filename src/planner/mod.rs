@@ -12,6 +12,7 @@ mod calendar;
 mod commitment;
 mod distribution;
 mod foresight;
+mod opening;
 mod place;
 mod plan;
 mod policy;

@@ -7,6 +7,7 @@
 
 use super::calendar::{Calendar, EventKind};
 use super::commitment::{Commitment, Commitments};
+use super::opening::Opening;
 use super::place::{Ask, NodeView, Rejection, Reservations, choose};
 use super::policy::{Mode, Policy};
 use super::prices::{Prices, SitePrices};
@@ -52,6 +53,8 @@ pub struct Subject {
     pub leaves: f64,
     /// Needs a second that nothing announces.
     pub unannounced: f64,
+    /// Times a second that its load drives it out, as far as it was seen.
+    pub overloads: f64,
     /// Share of its needs by load that no forecast announces in time, if that is known of it.
     pub missed_share: Option<f64>,
     /// The volumes that would move.
@@ -176,18 +179,12 @@ pub struct Decision {
     pub site: Option<String>,
     /// Why.
     pub triggers: Vec<Trigger>,
+    /// Where it would be done, if anything were.
+    pub best: Option<String>,
     /// Every site, by name.
     pub sites: BTreeMap<String, Outlook>,
     /// The score's sum, or why there is none.
     pub line: String,
-}
-
-impl Decision {
-    /// The site with the best score, if any is possible.
-    #[must_use]
-    pub fn best(&self) -> Option<(&str, &Score)> {
-        best_of(&self.sites).map(|(site, _, score)| (site, score))
-    }
 }
 
 /// A cycle's result.
@@ -226,6 +223,7 @@ pub fn plan(input: &Input<'_>, commitments: &mut Commitments) -> Plan {
             .iter()
             .map(|s| (s.name.clone(), if s.shut.is_none() { s.quota } else { 0 }))
             .collect(),
+        opening: Opening::of(input),
         rent: None,
     };
     cycle.reserve_promised(commitments);
@@ -250,6 +248,8 @@ struct Cycle<'a> {
     /// What subjects came into this cycle with. Its own promise stands in nobody's way.
     promised: BTreeMap<String, Commitment>,
     quota: BTreeMap<String, u32>,
+    /// Which sites take copies before others.
+    opening: Opening<'a>,
     /// Who pays for nodes that were bought; none while that is being found out, and they are free.
     rent: Option<Rent>,
 }
@@ -288,11 +288,7 @@ impl Cycle<'_> {
         let policy = self.input.policy;
         let outlooks = self.outlooks(subject);
         let committed = commitments.get(&subject.name).cloned();
-        // an open site is kept unless it became impossible: switching costs a second baseline
-        let best = committed
-            .as_ref()
-            .and_then(|c| possible(&outlooks, &c.site))
-            .or_else(|| best_of(&outlooks));
+        let best = self.best(subject, committed.as_ref(), &outlooks);
         let floor = committed
             .as_ref()
             .map_or(policy.open_score, |_| policy.close_score);
@@ -325,14 +321,29 @@ impl Cycle<'_> {
             Some((site, _, score)) => format!("{site}: {}", score.line()),
             None => no_site(&outlooks),
         };
+        let best = best.map(|b| b.0.to_owned());
         Decision {
             subject: subject.name.clone(),
             action,
             site,
             triggers,
+            best,
             sites: outlooks,
             line,
         }
+    }
+
+    /// The site that is committed to, unless it became impossible: switching costs a second baseline. Else the
+    /// one that scores best, of all only if none of those that are open can.
+    fn best<'o>(
+        &self,
+        subject: &Subject,
+        committed: Option<&Commitment>,
+        outlooks: &'o BTreeMap<String, Outlook>,
+    ) -> Best<'o> {
+        (committed.and_then(|c| possible(outlooks, &c.site)))
+            .or_else(|| best_of(outlooks, |site| self.opening.is_open(subject, site)))
+            .or_else(|| best_of(outlooks, |_| true))
     }
 
     fn commit(&mut self, subject: &Subject, site: &str, way: &Way, to: &mut Commitments) {
@@ -377,7 +388,7 @@ impl Cycle<'_> {
                 input.policy.latency_ms_limit
             ));
         }
-        let whole: Bytes = subject.moving.iter().map(|a| a.bytes).sum();
+        let whole = subject.size();
         if self.touched(&site.name, input.policy.hold()) {
             return filtered("goes into maintenance itself while the copy would be kept".into());
         }
@@ -443,7 +454,7 @@ impl Cycle<'_> {
         host: Option<&Recommendation>,
     ) -> Move {
         let policy = self.input.policy;
-        let whole: Bytes = subject.moving.iter().map(|a| a.bytes).sum();
+        let whole = subject.size();
         Move {
             provision: Seconds(0),
             bytes: whole,
@@ -588,12 +599,14 @@ impl Cycle<'_> {
 }
 
 impl Subject {
+    /// All that would move.
+    pub(super) fn size(&self) -> Bytes {
+        self.moving.iter().map(|a| a.bytes).sum()
+    }
+
     /// What a site lacks of it.
     fn lacks(&self, site: &str) -> Bytes {
-        match self.copies.get(site) {
-            Some(held) => held.behind,
-            None => self.moving.iter().map(|a| a.bytes).sum(),
-        }
+        (self.copies.get(site)).map_or_else(|| self.size(), |held| held.behind)
     }
 }
 
@@ -619,9 +632,10 @@ fn possible<'a>(outlooks: &'a BTreeMap<String, Outlook>, site: &str) -> Best<'a>
     }
 }
 
-fn best_of(outlooks: &BTreeMap<String, Outlook>) -> Best<'_> {
+fn best_of(outlooks: &BTreeMap<String, Outlook>, at: impl Fn(&str) -> bool) -> Best<'_> {
     outlooks
         .keys()
+        .filter(|site| at(site))
         .filter_map(|site| possible(outlooks, site))
         .reduce(|a, b| if b.2.total.0 > a.2.total.0 { b } else { a })
 }

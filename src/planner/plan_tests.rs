@@ -46,6 +46,7 @@ fn subject(name: &str, p: f64) -> Subject {
         capacity: 100.0,
         leaves: 1.0,
         unannounced: 0.0,
+        overloads: 0.0,
         missed_share: None,
         moving: vec![Ask {
             volume: format!("{name}-disk"),
@@ -104,6 +105,74 @@ impl World {
         };
         plan(&input, &mut self.kept)
     }
+}
+
+/// East is cheap to send to and dear to keep copies at. A score looks a few hours ahead, so the first node was
+/// made there, and each later copy went wherever it scored best, to a node of its own.
+#[test]
+fn the_first_node_is_made_where_a_month_is_cheapest_and_others_follow() {
+    let table = |storage: f64, egress: f64| {
+        format!(
+            "storage_gib_month = {storage}\negress_gib = {egress}\n\
+             shapes = [{{ name = \"m\", cpus = 4, memory_gib = 16, storage_gib = 500, hour = 0.1 }}]\n"
+        )
+    };
+    let (east, west) = (table(1.0, 0.01), table(0.01, 0.09));
+    let prices =
+        format!("version = \"1\"\ncurrency = \"USD\"\n[sites.east]\n{east}[sites.west]\n{west}");
+    let prices = Prices::parse(&prices).unwrap();
+    let often = |name: &str| Subject {
+        unannounced: 1e-5,
+        ..subject(name, 0.5)
+    };
+    let mut w = World::new(vec![often("a")]);
+    let decided = |w: &mut World| {
+        let input = Input {
+            now: UnixTime(w.now),
+            subjects: &w.subjects,
+            sites: &w.sites,
+            nodes: &w.nodes,
+            calendar: &w.calendar,
+            prices: &prices,
+            policy: &w.policy,
+        };
+        let plan = plan(&input, &mut Commitments::default());
+        let d = plan.decisions.last().unwrap().clone();
+        let total = |site: &str| match &d.sites[site] {
+            Outlook::Possible { score, .. } => score.total,
+            Outlook::Filtered { .. } => Money(f64::MIN),
+        };
+        let scores_best = match total("east") > total("west") {
+            true => "east",
+            false => "west",
+        };
+        (d.site.unwrap(), scores_best)
+    };
+    assert_eq!(decided(&mut w), ("west".into(), "east"));
+    // a node at home is no place for it
+    w.nodes.push(NodeView {
+        name: "a".into(),
+        site: "home".into(),
+        available: true,
+        ..NodeView::default()
+    });
+    assert_eq!(decided(&mut w), ("west".into(), "east"));
+    // the next one follows to where a node is, even one without room
+    let node = |site: &str| NodeView {
+        name: format!("{site}-1"),
+        site: site.into(),
+        available: true,
+        hour: Money(0.1),
+        ..NodeView::default()
+    };
+    w.nodes.push(node("west"));
+    assert_eq!(decided(&mut w), ("west".into(), "east"));
+    w.nodes[1] = node("east");
+    assert_eq!(decided(&mut w).0, "east");
+    // where none can be made another site is better than none
+    w.nodes.pop();
+    w.sites[1].quota = 0;
+    assert_eq!(decided(&mut w).0, "east");
 }
 
 #[test]

@@ -92,15 +92,11 @@ fn announced(score: &Score) -> f64 {
 }
 
 fn best(d: &Decision) -> Option<&Score> {
-    let possible = d.sites.iter().filter_map(|(site, o)| match o {
-        Outlook::Possible { score, .. } => Some((site, score)),
+    let site = d.site.as_ref().or(d.best.as_ref())?;
+    match d.sites.get(site)? {
+        Outlook::Possible { score, .. } => Some(score),
         Outlook::Filtered { .. } => None,
-    });
-    let chosen = possible
-        .clone()
-        .find(|(site, _)| Some(*site) == d.site.as_ref());
-    let best = possible.max_by(|a, b| a.1.total.0.total_cmp(&b.1.total.0));
-    chosen.or(best).map(|(_, score)| score)
+    }
 }
 
 impl<S: Store, N: Nodes> Controller<S, N> {

@@ -109,6 +109,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             let mut subject = self.subject(node, mine, demand, idle, &nodes, rules)?;
             let counted = counted.get(home).map(|n| n.counted).unwrap_or_default();
             subject.unannounced = counted.unforeseen();
+            subject.overloads = counted.overloads();
             subject.missed_share = Some(counted.missed_share(rules.policy.missed_share));
             self.keep_apart(&mut subject.moving, &holders);
             subjects.push(subject);
@@ -321,6 +322,7 @@ impl<S: Store, N: Nodes> Controller<S, N> {
             capacity: CAPACITY,
             leaves: 1.0,
             unannounced: 0.0,
+            overloads: 0.0,
             missed_share: None,
             need: Need {
                 cpus: needed(Resource::Cpu, f64::from(metrics.cpus), 1.0),

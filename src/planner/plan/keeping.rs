@@ -13,7 +13,7 @@ use super::super::score::{self, Move, Score};
 use super::super::shape::recommend;
 use super::super::unit::{Money, Seconds};
 use super::super::upkeep::Upkeep;
-use super::{Cycle, Held, LOOK_AHEAD, SiteView, Subject, Way, best_of, possible, with_increments};
+use super::{Cycle, Held, LOOK_AHEAD, SiteView, Subject, Way, with_increments};
 use std::collections::BTreeSet;
 
 /// A copy that is there.
@@ -45,8 +45,7 @@ impl Cycle<'_> {
         for subject in self.input.subjects {
             let outlooks = self.outlooks(subject);
             let committed = commitments.get(&subject.name);
-            let best = (committed.and_then(|c| possible(&outlooks, &c.site)))
-                .or_else(|| best_of(&outlooks));
+            let best = self.best(subject, committed, &outlooks);
             let Some((site, way, score)) = best else {
                 continue;
             };

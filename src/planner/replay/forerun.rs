@@ -2,7 +2,7 @@
 
 use super::super::{
     Action, Ask, Bandwidth, Bytes, Commitments, Foresight, Held, Input, Mode, Policy, Seconds,
-    SiteView, Subject, Windows, plan,
+    Subject, Windows, plan,
 };
 use super::forecaster::Forecaster;
 use super::keeper::Keeper;
@@ -86,43 +86,14 @@ impl<F: Forecaster> Forerun<F> {
         likely
     }
 
-    fn months(&self, view: &View<'_>, subjects: &[(usize, Subject)]) -> Vec<Month> {
-        let world = view.world;
-        let now = world.at(view.step);
-        let ahead = world.calendar.between(now, now.after(MONTH));
-        let day = (DAY.0 / world.step.0.max(1)) as usize;
-        let month = |(vm, s): &(usize, Subject)| {
-            let announced = ahead
-                .iter()
-                .filter(|o| o.event.touches(&s.name, &s.site))
-                .count() as f64;
-            let unannounced = s.unannounced * MONTH.0 as f64;
-            let home = world.vms[*vm].home;
-            let likely = self.likely(world, home, view.step);
-            let past = self.overloads[home]
-                .iter()
-                .filter(|o| o.from <= view.step)
-                .count() as f64;
-            let load = match likely.contains(vm) {
-                true => {
-                    past / likely.len() as f64 * MONTH.0 as f64
-                        / ((view.step + 1) as u64 * world.step.0) as f64
-                }
-                false => 0.0,
-            };
-            Month {
-                vm: *vm,
-                moves: announced + unannounced + load,
-                missed: unannounced + load * s.missed_share.unwrap_or(self.policy.missed_share),
-                written: Bytes(
-                    (recent(&world.vms[*vm].writes[..=view.step], 7 * day) * MONTH.0 as f64) as u64,
-                ),
-            }
-        };
-        subjects.iter().map(month).collect()
-    }
-
-    fn subject(&self, view: &View<'_>, vm: usize, windows: Windows, capacity: f64) -> Subject {
+    fn subject(
+        &self,
+        view: &View<'_>,
+        vm: usize,
+        windows: Windows,
+        capacity: f64,
+        overloads: f64,
+    ) -> Subject {
         let world = view.world;
         let copies = (0..world.sites.len()).filter_map(|site| {
             let held = Held {
@@ -138,6 +109,7 @@ impl<F: Forecaster> Forerun<F> {
             site: "home".into(),
             windows,
             capacity,
+            overloads,
             leaves: self.foreseen[vm].leaves(),
             unannounced: self.unannounced.rate() + self.foreseen[vm].counted.unforeseen(),
             missed_share: Some((self.foreseen[vm].counted).missed_share(self.policy.missed_share)),
@@ -233,51 +205,6 @@ impl Foreseen {
     }
 }
 
-/// What a VM is expected to need in a month.
-struct Month {
-    vm: usize,
-    /// How often it leaves.
-    moves: f64,
-    /// How often of these nothing announces it.
-    missed: f64,
-    /// What it writes.
-    written: Bytes,
-}
-
-/// The time for which a site is chosen: what it costs to send everything there is small beside what it
-/// costs to have it there.
-const MONTH: Seconds = Seconds(30 * 86_400);
-
-/// The site at which it would cost least to have VMs for a month, when they need it, and copies of those
-/// that are cheaper kept than sent each time.
-fn cheapest(world: &World, policy: &Policy, months: &[Month]) -> Option<usize> {
-    let price = |site: &usize| {
-        let prices = world.prices.site(&world.sites[*site].name).ok()?;
-        let of = |m: &Month| {
-            let disk = world.vms[m.vm].disk;
-            let once = prices.egress(disk).0;
-            let lead = world.sites[*site].bandwidth.time_for(disk).0 as f64;
-            let wait = policy.value_of_move + policy.value_of_second * lead;
-            let sent = m.moves * once;
-            let kept = once + prices.storage(disk, MONTH).0 + prices.egress(m.written).0;
-            let hosts = m.moves * world.node_hour(*site, &[m.vm].into()).0 * policy.stay().hours();
-            hosts
-                + if kept < sent + m.missed * wait {
-                    kept
-                } else {
-                    sent
-                }
-        };
-        let all: BTreeSet<usize> = months.iter().map(|m| m.vm).collect();
-        let node = world.standby_hour(*site, &all).0 * MONTH.hours();
-        Some(months.iter().map(of).sum::<f64>() + node)
-    };
-    let priced = (0..world.sites.len()).filter_map(|site| Some((price(&site)?, site)));
-    priced
-        .min_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, site)| site)
-}
-
 /// What a VM wrote in a second over the last day of `steps`.
 fn recent(writes: &[f64], steps: usize) -> f64 {
     let day = &writes[writes.len().saturating_sub(steps)..];
@@ -344,6 +271,9 @@ impl<F: Forecaster> Keeper for Forerun<F> {
             let likely = self.likely(world, node, view.step);
             let begins = (self.overloads[node].iter())
                 .any(|o| o.from <= view.step && o.from + every > view.step);
+            let past_overloads = (self.overloads[node].iter())
+                .filter(|o| o.from <= view.step)
+                .count() as f64;
             let capacity = world.nodes[node].capacity;
             for vm in world.at_home(node) {
                 let cycle = Seconds(every as u64 * world.step.0);
@@ -365,27 +295,20 @@ impl<F: Forecaster> Keeper for Forerun<F> {
                 } else {
                     Windows::default()
                 };
-                subjects.push((vm, self.subject(view, vm, load, capacity)));
+                // since the beginning, shared by those who may be driven out
+                let seen = ((view.step + 1) as u64 * world.step.0) as f64;
+                let overloads = match likely.contains(&vm) {
+                    true => past_overloads / likely.len() as f64 / seen,
+                    false => 0.0,
+                };
+                subjects.push((vm, self.subject(view, vm, load, capacity, overloads)));
             }
         }
-        // a node is cheaper the more copies are on it, so new ones come where one is; the first is made
-        // where all would be had cheapest
-        let hub = (view.standbys.is_empty())
-            .then(|| cheapest(world, &self.policy, &self.months(view, &subjects)))
-            .flatten();
-        let open = |site: usize, name: &str| match hub {
-            Some(hub) => site == hub,
-            None => view.standbys.iter().any(|n| n.site == name),
-        };
-        let sites: Vec<SiteView> = (world.sites.iter().enumerate())
-            .filter(|(i, s)| open(*i, &s.name))
-            .map(|(_, s)| s.clone())
-            .collect();
         let (vms, subjects): (Vec<usize>, Vec<Subject>) = subjects.into_iter().unzip();
         let input = Input {
             now: world.at(view.step),
             subjects: &subjects,
-            sites: &sites,
+            sites: &world.sites,
             nodes: view.standbys,
             calendar: &world.calendar,
             prices: &world.prices,
@@ -395,7 +318,7 @@ impl<F: Forecaster> Keeper for Forerun<F> {
         let decisions = plan(&input, &mut self.commitments).decisions;
         for (vm, d) in vms.into_iter().zip(decisions) {
             let site_of = |name: &str| world.sites.iter().position(|s| s.name == name);
-            if let Some(best) = d.best().and_then(|(name, _)| site_of(name)) {
+            if let Some(best) = d.best.as_deref().and_then(site_of) {
                 self.best.insert(vm, best);
             }
             let site = d.site.as_deref().and_then(site_of);
