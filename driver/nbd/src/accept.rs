@@ -21,6 +21,10 @@ use crate::handshake::{Event, Handshake, Tls};
 /// a few round trips; one that holds its connection open to wear us down loses it.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long GO may wait for an export that is expected: shorter than our own client's patience, so that
+/// it hears a refusal and not silence.
+const ARRIVAL_DEADLINE: Duration = Duration::from_secs(4);
+
 /// Send buffer of a unix socket: the default of 208 KiB makes large reads wait for the client over
 /// and over. The kernel clips it to `wmem_max`.
 const UNIX_SEND_BUFFER: usize = 4 << 20;
@@ -125,6 +129,15 @@ async fn negotiate<S: Socket>(
             match event {
                 Event::NeedMore => break,
                 Event::Send => {}
+                Event::Later(name) => {
+                    if let Some(arrival) = exports.arrival(&name)
+                        && tokio::time::timeout(ARRIVAL_DEADLINE, arrival)
+                            .await
+                            .is_err()
+                    {
+                        handshake.wait_no_longer();
+                    }
+                }
                 Event::Done(agreed) => return Ok((agreed, input.to_vec())),
                 Event::Aborted => return Err(gone("the client ended it")),
                 Event::Broken(breach) => {

@@ -1,15 +1,25 @@
 //! What a server offers, and what a client and a server have agreed on.
 
 use crate::codec::TransmissionFlags;
+use std::future::Future;
+use std::pin::Pin;
+
+/// Ends when an export that was not there may be.
+pub type Arrival = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The exports of a server, by name. A name is a key of a map and nothing else: it never becomes
-/// a path. Both calls are made between bytes of a client, so they must not block.
+/// a path. All calls are made between bytes of a client, so they must not block.
 pub trait Exports {
     /// The names to list, in a stable order.
     fn names(&self) -> Vec<String>;
 
     /// The export with this name, as the client gave it. The empty name asks for the default.
     fn find(&self, name: &str) -> Option<Export>;
+
+    /// For a name that is not found, but is expected to be within seconds: a client's GO may wait for it.
+    fn arrival(&self, _name: &str) -> Option<Arrival> {
+        None
+    }
 }
 
 /// What is said of an export, before and at negotiation.

@@ -19,4 +19,4 @@ pub mod session;
 pub mod status;
 pub mod verify;
 
-pub use export::{Export, Exports, MetaContext, Negotiated};
+pub use export::{Arrival, Export, Exports, MetaContext, Negotiated};

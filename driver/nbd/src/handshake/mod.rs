@@ -59,6 +59,9 @@ pub enum Event {
     NeedMore,
     /// One option was answered: send what is in `out`, then go on.
     Send,
+    /// GO asks for the export of this name, which is expected. It is answered by the next call, which
+    /// needs no more input: let its [`Exports::arrival`] end, or call [`Handshake::wait_no_longer`].
+    Later(String),
     /// Send `out`, then encrypt the connection and call [`Handshake::secured`]. Input that came
     /// after the option was sent in the clear by nobody knows whom: with any left, close.
     StartTls,
@@ -130,6 +133,8 @@ pub struct Handshake {
     structured: bool,
     /// What SET_META_CONTEXT chose, and for which export.
     contexts: Option<(String, Vec<MetaContext>)>,
+    /// Whether GO may wait for an export that is expected.
+    patient: bool,
     options: u32,
     bytes: usize,
 }
@@ -146,6 +151,7 @@ impl Handshake {
             no_zeroes: false,
             structured: false,
             contexts: None,
+            patient: true,
             options: 0,
             bytes: 0,
         }
@@ -169,6 +175,11 @@ impl Handshake {
         self.contexts = None;
     }
 
+    /// From now on an export that is not there is refused, expected or not.
+    pub fn wait_no_longer(&mut self) {
+        self.patient = false;
+    }
+
     /// Consume from the front of `input` up to the next event; replies are appended to `out`.
     pub fn feed(&mut self, input: &mut &[u8], exports: &dyn Exports, out: &mut Vec<u8>) -> Event {
         loop {
@@ -185,11 +196,13 @@ impl Handshake {
                     if !self.fill(len, input) {
                         return self.need_more();
                     }
-                    self.state = State::Header;
                     let data = std::mem::take(&mut self.part);
                     let event = self.option(option, &data, exports, out);
                     self.part = data;
-                    self.part.clear();
+                    if !matches!(event, Event::Later(_)) {
+                        self.state = State::Header;
+                        self.part.clear();
+                    }
                     return event;
                 }
                 State::Skip { option, left } => {

@@ -41,6 +41,11 @@ impl Handshake {
             );
             return Event::Send;
         }
+        if option == GO
+            && let Some(name) = self.expected(data, exports)
+        {
+            return Event::Later(name);
+        }
         let answer = match option {
             EXPORT_NAME => return self.export_name(data, exports, out),
             ABORT => {
@@ -107,6 +112,13 @@ impl Handshake {
             out.extend_from_slice(&[0; EXPORT_NAME_ZEROES]);
         }
         Event::Done(agreed)
+    }
+
+    /// The export that GO asks for, if it is not there and worth waiting for.
+    fn expected(&self, data: &[u8], exports: &dyn Exports) -> Option<String> {
+        let name = Fields(data).string().ok().filter(|_| self.patient)?;
+        let is_absent = self.find(name, exports).is_none();
+        (is_absent && exports.arrival(name).is_some()).then(|| name.to_owned())
     }
 
     /// INFO and GO up to the ACK.

@@ -396,6 +396,59 @@ fn encryption_forgets_what_was_agreed_in_the_clear() {
     assert!(!agreed.structured && agreed.contexts.is_empty());
 }
 
+/// A link is dialled while its owner-to-be has not taken the volume: the answer to GO waits, and costs no
+/// round trip when the volume is there.
+#[test]
+fn go_waits_for_an_export_that_is_expected_and_no_other_option_does() {
+    struct Coming(std::cell::Cell<bool>);
+    impl Exports for Coming {
+        fn names(&self) -> Vec<String> {
+            Vec::new()
+        }
+        fn find(&self, name: &str) -> Option<Export> {
+            self.0.get().then(|| Export::new(name, 1 << 20))
+        }
+        fn arrival(&self, name: &str) -> Option<crate::Arrival> {
+            (name == "vm1").then(|| Box::pin(std::future::pending()) as _)
+        }
+    }
+    let exports = Coming(std::cell::Cell::new(false));
+    let later = Event::Later("vm1".to_owned());
+    let begin = |stream: &[u8]| {
+        let mut hs = Handshake::new(Tls::Absent);
+        let mut out = Vec::new();
+        let event = hs.feed(&mut &[&FLAGS[..], stream].concat()[..], &exports, &mut out);
+        (hs, out, event)
+    };
+    let kind = |out: &[u8]| replies(out).last().unwrap().1;
+
+    let (mut hs, mut out, event) = begin(&go("vm1"));
+    assert_eq!((event, out.len()), (later.clone(), 0));
+    assert_eq!(hs.feed(&mut &[][..], &exports, &mut out), later);
+    exports.0.set(true);
+    let Event::Done(agreed) = hs.feed(&mut &[][..], &exports, &mut out) else {
+        panic!("GO of an export that has come");
+    };
+    assert_eq!((agreed.export.size, kind(&out)), (1 << 20, REP_ACK));
+    exports.0.set(false);
+
+    let (mut hs, mut out, event) = begin(&go("vm1"));
+    assert_eq!(event, later);
+    hs.wait_no_longer();
+    assert_eq!(hs.feed(&mut &[][..], &exports, &mut out), Event::Send);
+    assert_eq!(kind(&out), ERR_UNKNOWN);
+    assert_eq!(
+        hs.feed(&mut &go("vm1")[..], &exports, &mut out),
+        Event::Send
+    );
+    assert_eq!(kind(&out), ERR_UNKNOWN);
+
+    for other in [go("vm2"), opt(INFO, &named("vm1", &[0, 0]))] {
+        let (_, out, event) = begin(&other);
+        assert_eq!((event, kind(&out)), (Event::Send, ERR_UNKNOWN));
+    }
+}
+
 #[test]
 fn nothing_is_told_before_tls_where_it_is_required() {
     let stream = [&FLAGS[..], &opt(LIST, &[]), &go("vm1"), &opt(STARTTLS, &[])].concat();

@@ -2,7 +2,7 @@
 
 use super::peers::ReplicaRecord;
 use super::status::{ReplicaStatus, micros};
-use crate::engine::VolumeHandle;
+use crate::engine::{Ahead, VolumeHandle};
 use crate::replication::{Redirect, ReplicaHandle, ReplicaSpec, Sending};
 use crate::service::SeedOrder;
 use block::{Error, ErrorKind, Generation, NodeName, Result, VolumeId, VolumeName};
@@ -11,7 +11,7 @@ use proto::v1::{CutoverPhase, CutoverProgress};
 use replica::cutover::{Phase, Plan, Report, Update};
 use replica::{Order, Tuning};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use storage::ImageFile;
 use tokio::runtime::Handle;
@@ -31,8 +31,26 @@ pub(super) struct Kept {
     /// No replica is wanted there: its node is asked who owns the volume.
     pub only_asks: bool,
     /// Where guests find the node, once the volume is handed over to it.
-    new_owner: Arc<Mutex<Option<SocketAddr>>>,
+    new_owner: NewOwner,
     to: NodeName,
+    name: VolumeName,
+    volume: VolumeHandle,
+}
+
+/// Where guests find the node that a volume is handed over to, and the link to it that is dialled
+/// before it owns the volume.
+#[derive(Clone, Default)]
+struct NewOwner(Arc<Mutex<(Option<SocketAddr>, Option<Ahead>)>>);
+
+impl NewOwner {
+    fn lock(&self) -> MutexGuard<'_, (Option<SocketAddr>, Option<Ahead>)> {
+        // Each half is replaced as a whole: a panic cannot have left it half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn export_at(nbd: SocketAddr, volume: &VolumeName) -> Result<Uri> {
+    format!("nbd://{nbd}/{volume}").parse()
 }
 
 /// The volume of a replica.
@@ -55,8 +73,9 @@ impl Kept {
         let to = record.name()?;
         let status = ReplicaStatus::new(changed);
         let told = status.clone();
-        let new_owner = Arc::default();
-        let redirect = redirect(&source, Arc::clone(&new_owner));
+        let new_owner = NewOwner::default();
+        let redirect = redirect(&source, new_owner.clone());
+        let (name, volume) = (source.name.clone(), source.handle.clone());
         let rate = record.rate_bytes_per_second;
         let size = source.image.size;
         let spec = ReplicaSpec {
@@ -81,6 +100,8 @@ impl Kept {
             only_asks: false,
             new_owner,
             to,
+            name,
+            volume,
         })
     }
 
@@ -96,14 +117,6 @@ impl Kept {
             Err(e) if e.kind() == ErrorKind::Disconnected => Ok(()),
             result => result,
         }
-    }
-
-    fn set_new_owner(&self, nbd: SocketAddr) {
-        // One value: a panic cannot have left it half changed.
-        *self
-            .new_owner
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(nbd);
     }
 
     fn plan(&self, next: Generation) -> Plan {
@@ -122,19 +135,27 @@ impl Kept {
         nbd: SocketAddr,
         progress: mpsc::Sender<CutoverProgress>,
     ) -> Result<Report> {
-        self.set_new_owner(nbd);
+        self.new_owner.lock().0 = Some(nbd);
         let (status, told) = (self.status.clone(), progress.clone());
+        let (new_owner, volume) = (self.new_owner.clone(), self.volume.clone());
+        let (owner, runtime) = (export_at(nbd, &self.name)?, Handle::current());
         let watch = move |update: &Update| {
+            if update.phase == Phase::Converge {
+                let mut new_owner = new_owner.lock();
+                if new_owner.1.is_none() {
+                    let _runtime = runtime.enter();
+                    new_owner.1 = Some(volume.dial_ahead(owner.clone(), next));
+                }
+            }
             if update.phase == Phase::Mirror {
                 status.mirroring();
             }
             // A watcher that is slow misses a report and nothing else.
             let _ = told.try_send(to_proto(update));
         };
-        let report = self
-            .handle
-            .cut_over(self.plan(next), Box::new(watch))
-            .await?;
+        let report = self.handle.cut_over(self.plan(next), Box::new(watch)).await;
+        self.new_owner.lock().1 = None; // not taken, if it failed
+        let report = report?;
         let _ = progress.send(finished(&report)).await; // nobody watches
         Ok(report)
     }
@@ -142,7 +163,7 @@ impl Kept {
     /// Finish the hand-over of a volume whose record says that it was relinquished, in the background
     /// and for as long as it takes.
     pub fn finish_handover(&self, next: Generation, epoch: block::Epoch, nbd: SocketAddr) {
-        self.set_new_owner(nbd);
+        self.new_owner.lock().0 = Some(nbd);
         let (kept, plan) = (self.clone(), self.plan(next));
         tokio::spawn(async move {
             let done = kept
@@ -162,7 +183,7 @@ impl Kept {
 
 /// Make the volume forward to its new owner. Forwarding outlives the mover's task: it runs on the
 /// node's own runtime.
-fn redirect(source: &Source, new_owner: Arc<Mutex<Option<SocketAddr>>>) -> Redirect {
+fn redirect(source: &Source, new_owner: NewOwner) -> Redirect {
     let (handle, name, runtime) = (
         source.handle.clone(),
         source.name.clone(),
@@ -170,10 +191,13 @@ fn redirect(source: &Source, new_owner: Arc<Mutex<Option<SocketAddr>>>) -> Redir
     );
     Arc::new(move |to, _| {
         let (answer, answered) = oneshot::channel();
-        let nbd = *new_owner.lock().unwrap_or_else(PoisonError::into_inner);
+        let (nbd, ahead) = {
+            let mut new_owner = new_owner.lock();
+            (new_owner.0, new_owner.1.take())
+        };
         let (handle, name) = (handle.clone(), name.clone());
         runtime.spawn(async move {
-            let _ = answer.send(forward(&handle, &name, &to, nbd).await); // the node ends
+            let _ = answer.send(forward(&handle, &name, &to, nbd, ahead).await); // the node ends
         });
         answered
     })
@@ -184,6 +208,7 @@ async fn forward(
     name: &VolumeName,
     to: &NodeName,
     nbd: Option<SocketAddr>,
+    ahead: Option<Ahead>,
 ) -> Result<()> {
     let nbd = nbd.ok_or_else(|| {
         Error::new(
@@ -191,8 +216,7 @@ async fn forward(
             format!("redirect {name} to {to}: its address is not known"),
         )
     })?;
-    let uri: Uri = format!("nbd://{nbd}/{name}").parse()?;
-    handle.forward(uri).await?;
+    handle.forward(export_at(nbd, name)?, ahead).await?;
     // It was frozen for the hand-over; should the volume come back, it must not be.
     handle.thaw().await
 }

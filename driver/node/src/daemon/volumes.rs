@@ -16,7 +16,7 @@ use crate::service::{NewVolume, SeedOrder, Turn, Turns};
 use block::{Epoch, Error, ErrorKind, Generation, NodeName, Result, VolumeId, VolumeName};
 use nbd::accept::Accepted;
 use nbd::codec::TransmissionFlags;
-use nbd::{Export, Exports};
+use nbd::{Arrival, Export, Exports};
 use proto::v1::{IoCounters, ReplicaReport, ReplicaState, VolumeReport, VolumeRole};
 use replica::State;
 use std::any::Any;
@@ -688,6 +688,14 @@ impl Exports for Volumes {
                 Some(suffix) => h.handle.find(&h.export, suffix),
                 None => Some(h.export.clone()).filter(|_| h.is_offered()),
             },
+            Slot::Broken(_) => None,
+        }
+    }
+
+    fn arrival(&self, name: &str) -> Option<Arrival> {
+        let (volume, suffix) = name.split_once('@')?;
+        match self.slot(&volume.parse().ok()?)? {
+            Slot::Open(h) => h.handle.arrival(suffix),
             Slot::Broken(_) => None,
         }
     }

@@ -103,7 +103,7 @@ impl EngineShard {
             return;
         };
         cell.is_touched = false;
-        cell.standing.set(cell.volume.owned());
+        cell.standing.set(&cell.volume);
         self.cut_links(ring, v);
         while let Some(action) = self.volumes[v as usize].volume.poll() {
             self.act_one(ring, v, action);

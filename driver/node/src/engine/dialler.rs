@@ -11,11 +11,16 @@ use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 /// How long the owner may be silent while it is dialled.
 const DIAL_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two attempts to reach the owner: short against any client's own timeout.
 const DIAL_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a link that was dialled ahead is waited for: the owner answers it as soon as it is one, and by
+/// then it is. On a long way the answer takes as long as a dial takes to begin.
+const AHEAD_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A link that was lost sooner is not made again at once: its owner may have closed it because it is
 /// the owner no more, and does not yet know who is.
@@ -39,14 +44,22 @@ pub(super) struct Dialler {
 impl Dialler {
     /// Dial the owner, and again whenever the link is lost, until the forwarder is gone or switched.
     /// An owner that has given the volume away says to whom.
-    pub(super) async fn keep_linked(mut self, mut losses: mpsc::Receiver<()>) {
+    pub(super) async fn keep_linked(
+        mut self,
+        mut losses: mpsc::Receiver<()>,
+        mut ahead: Option<Ahead>,
+    ) {
         let (mut failing, mut told) = (None, String::new());
         loop {
-            let link = Uri {
-                export: self.fence.export(&self.owner.export),
-                ..self.owner.clone()
+            let made = match ahead.take() {
+                Some(ahead) => ahead.link().await,
+                None => None,
             };
-            let e = match blocking(move || dial(&link, &[], DIAL_PATIENCE)).await {
+            let dialled = match made {
+                Some(made) => Ok(made),
+                None => dial_fenced(&self.owner, &self.fence).await,
+            };
+            let e = match dialled {
                 Ok((agreed, socket)) => {
                     let since = Instant::now();
                     (failing, told) = (None, String::new());
@@ -125,6 +138,56 @@ impl Dialler {
             }
         }
     }
+}
+
+/// A link that is dialled before its owner is one.
+///
+/// ```text
+///  converge    connect, negotiate, GO ───► waits there: nobody owns generation g+1 yet
+///  activate                                it is owned ─► GO is answered
+///  redirect    the link is there, and takes what the guest waits for
+/// ```
+///
+/// It is fenced like any other, and answered only by an owner: whoever dials early gets nothing early.
+/// Dropped, it is given up.
+#[derive(Debug)]
+pub struct Ahead(JoinHandle<(Agreed, OwnedFd)>);
+
+impl Ahead {
+    /// Dial until it is answered: one that comes too early is refused after a few seconds.
+    pub(super) fn begin(owner: Uri, fence: Fence) -> Ahead {
+        Ahead(tokio::spawn(async move {
+            loop {
+                match dial_fenced(&owner, &fence).await {
+                    Ok(made) => return made,
+                    Err(e) => tracing::debug!("dial the owner to be: {e}"),
+                }
+                tokio::time::sleep(DIAL_PAUSE).await;
+            }
+        }))
+    }
+
+    /// The link, if it is there or about to be.
+    async fn link(mut self) -> Option<(Agreed, OwnedFd)> {
+        tokio::time::timeout(AHEAD_PATIENCE, &mut self.0)
+            .await
+            .ok()?
+            .ok()
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn dial_fenced(owner: &Uri, fence: &Fence) -> Result<(Agreed, OwnedFd)> {
+    let link = Uri {
+        export: fence.export(&owner.export),
+        ..owner.clone()
+    };
+    blocking(move || dial(&link, &[], DIAL_PATIENCE)).await
 }
 
 async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

@@ -4,7 +4,7 @@
 use super::VOLUME_REQUESTS_MAX;
 use super::activity::Activity;
 use super::connection::Arrival;
-use super::dialler::Dialler;
+use super::dialler::{Ahead, Dialler};
 use super::extents::Extents;
 use super::fence::{Fence, OWNER};
 use super::forward::Forwarder;
@@ -13,7 +13,7 @@ use super::message::{Message, VolumeIndex};
 use super::mirror::{FLUSH, MirrorQueue};
 use super::shard::EngineShard;
 use super::volume_cell::{Standing, VolumeCell, VolumeFiles};
-use block::{Error, ErrorKind, Nanos, NodeName, Result};
+use block::{Error, ErrorKind, Generation, Nanos, NodeName, Result};
 use nbd::Export;
 use nbd::accept::Accepted;
 use nbd::client::Uri;
@@ -158,7 +158,7 @@ impl Engine {
         let latency = Arc::new(Latency::default());
         let activity = Arc::new(Activity::new(spec.image.size));
         let standing = Arc::new(Standing::default());
-        standing.set(spec.volume.owned());
+        standing.set(&spec.volume);
         let extents_file = Arc::new(spec.image.duplicate()?);
         let files = VolumeFiles {
             volume: spec.volume,
@@ -311,7 +311,9 @@ impl VolumeHandle {
     /// A lost link is made again for as long as it takes; what had no answer is sent again. The
     /// volume must have been relinquished. Again is as good as once; another owner takes the former
     /// one's place. It ends when the volume is activated here.
-    pub async fn forward(&self, owner: Uri) -> Result<()> {
+    ///
+    /// `ahead` is a link that [`VolumeHandle::dial_ahead`] has made or is about to.
+    pub async fn forward(&self, owner: Uri, ahead: Option<Ahead>) -> Result<()> {
         let (lost, losses) = mpsc::channel(1);
         let to = owner.clone();
         let switched = self
@@ -335,9 +337,20 @@ impl VolumeHandle {
                 },
                 round,
             };
-            tokio::spawn(dialler.keep_linked(losses));
+            tokio::spawn(dialler.keep_linked(losses, ahead));
         }
         Ok(())
+    }
+
+    /// Begin to dial the node that will own the volume in generation `next`, so that the link is there
+    /// when it does: the guest is held meanwhile, and a dial takes round trips.
+    #[must_use]
+    pub fn dial_ahead(&self, owner: Uri, next: Generation) -> Ahead {
+        let fence = Fence {
+            generation: next,
+            from: self.me.to_string(),
+        };
+        Ahead::begin(owner, fence)
     }
 
     /// What another node finds as `NAME@suffix`, where `export` is `NAME`: the volume itself, for a
@@ -354,6 +367,16 @@ impl VolumeHandle {
             self.standing.owned().filter(|g| *g >= fence.generation)?;
         }
         Some(export)
+    }
+
+    /// For a forwarding link that came before the owner did: ends when it may be found.
+    #[must_use]
+    pub fn arrival(&self, suffix: &str) -> Option<nbd::Arrival> {
+        let Fence { generation, .. } = Fence::parse(suffix)?;
+        let standing = Arc::clone(&self.standing);
+        standing
+            .is_to_come(generation)
+            .then(|| Box::pin(async move { standing.owned_from(generation).await }) as _)
     }
 
     /// Close its connections, finish its requests, sync it, and take it off its shard.

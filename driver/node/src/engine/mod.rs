@@ -32,6 +32,7 @@ mod status;
 mod volume_cell;
 
 pub use activity::Activity;
+pub use dialler::Ahead;
 pub use handle::{Engine, Mirror, MirrorReceipts, VolumeHandle, VolumeSpec};
 pub use latency::{Latency, LatencySnapshot};
 

@@ -10,11 +10,12 @@ use nbd::client::Uri;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use storage::meta::MetaFile;
 use storage::{Image, ImageFile, Io};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use volume::{Control, Outcome, SaveTicket, Snapshot, Volume};
 
 /// Where metadata pages go.
@@ -46,14 +47,39 @@ pub(super) struct VolumeFiles {
 pub(super) struct Standing {
     /// The generation in which it is owned here, plus one; zero if it is not.
     owned: AtomicU64,
+    /// The highest generation that is known.
+    seen: AtomicU64,
+    /// Told when it is owned here that was not.
+    taken: Notify,
     /// Where its requests are sent, if they are.
     forwards_to: Mutex<Option<Uri>>,
 }
 
 impl Standing {
-    pub(super) fn set(&self, owned: Option<Generation>) {
-        self.owned
-            .store(owned.map_or(0, |g| g.0 + 1), Ordering::Release);
+    pub(super) fn set(&self, volume: &Volume) {
+        self.seen.store(volume.seen().0, Ordering::Release);
+        let owned = volume.owned().map_or(0, |g| g.0 + 1);
+        if self.owned.load(Ordering::Acquire) != owned {
+            self.owned.store(owned, Ordering::Release);
+            self.taken.notify_waiters();
+        }
+    }
+
+    /// Whether it may soon be owned here in this generation: by a standby that knows of none so late.
+    pub(super) fn is_to_come(&self, generation: Generation) -> bool {
+        self.owned().is_none() && generation.0 > self.seen.load(Ordering::Acquire)
+    }
+
+    /// Ends when the volume is owned here in this generation or a later one.
+    pub(super) async fn owned_from(&self, generation: Generation) {
+        loop {
+            let mut told = pin!(self.taken.notified());
+            told.as_mut().enable(); // before the look, so that nothing falls between the two
+            if self.owned().is_some_and(|g| g >= generation) {
+                return;
+            }
+            told.await;
+        }
     }
 
     pub(super) fn forwards_to(&self) -> MutexGuard<'_, Option<Uri>> {

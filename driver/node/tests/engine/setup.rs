@@ -4,9 +4,11 @@ use block::{Error, VolumeId};
 use nbd::accept::{HANDSHAKE_DEADLINE, accept};
 use nbd::client::{Client, Uri};
 use nbd::codec::CommandFlags;
-use nbd::{Export, Exports};
+use nbd::{Arrival, Export, Exports};
 use node::engine::{Engine, VOLUME_REQUESTS_MAX, VolumeHandle, VolumeSpec};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use storage::meta::{MetaFile, SLOT_BYTES};
 use storage::{CacheMode, ImageFile, OpenOptions};
@@ -15,8 +17,9 @@ use volume::{Config, Identity, Role, Volume, meta_bytes};
 pub(crate) const SIZE: u64 = 8 << 20;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// One volume, offered as a node does it.
-struct Offer(VolumeHandle);
+/// One volume, offered as a node does it; counts the links that came before their owner.
+#[derive(Clone)]
+pub(crate) struct Offer(VolumeHandle, Arc<AtomicUsize>);
 
 impl Exports for Offer {
     fn names(&self) -> Vec<String> {
@@ -28,6 +31,10 @@ impl Exports for Offer {
             Some((_, suffix)) => self.0.find(&export, suffix),
             None => Some(export),
         }
+    }
+    fn arrival(&self, name: &str) -> Option<Arrival> {
+        self.1.fetch_add(1, Ordering::AcqRel);
+        self.0.arrival(name.split_once('@')?.1)
     }
 }
 
@@ -77,20 +84,31 @@ pub(crate) async fn with_meta(engine: &Engine, dir: &Path, role: Role) -> Volume
 
 /// Accept connections to `volume` on a unix socket until the listener's task is aborted.
 pub(crate) fn listen(path: &Path, volume: VolumeHandle) -> (tokio::task::JoinHandle<()>, Uri) {
+    let (task, uri, _) = listen_counted(path, volume);
+    (task, uri)
+}
+
+/// As [`listen`]; also how often it was asked when the volume arrives.
+pub(crate) fn listen_counted(
+    path: &Path,
+    volume: VolumeHandle,
+) -> (tokio::task::JoinHandle<()>, Uri, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let offer = Offer(volume, Arc::clone(&asked));
     let _ = std::fs::remove_file(path);
     let listener = tokio::net::UnixListener::bind(path).unwrap();
     let uri = format!("nbd+unix:///v?socket={}", path.display());
     let task = tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let volume = volume.clone();
+            let offer = offer.clone();
             tokio::spawn(async move {
-                let accepted = accept(stream, &Offer(volume.clone()), HANDSHAKE_DEADLINE).await?;
-                volume.connect(accepted, Box::new(()))?;
+                let accepted = accept(stream, &offer, HANDSHAKE_DEADLINE).await?;
+                offer.0.connect(accepted, Box::new(()))?;
                 Ok::<_, Error>(())
             });
         }
     });
-    (task, uri.parse().unwrap())
+    (task, uri.parse().unwrap(), asked)
 }
 
 /// A small generator whose seed is in the name of the region it works on.
