@@ -304,7 +304,7 @@ impl EngineShard {
         };
         let connected = self.connections.iter().any(|(_, c)| c.volume == v);
         if connected || cell.requests.in_use() > 0 || busy {
-            return;
+            return self.forsake(ring, v);
         }
         if cell.forwarder.is_some() {
             return self.unlink(ring, v);

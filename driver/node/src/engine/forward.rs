@@ -18,8 +18,8 @@
 //! without its owner's consent the forwarder is retired as well, and its guests' connections are closed.
 
 use super::actions::Token;
-use super::connection::Life;
-use super::message::VolumeIndex;
+use super::connection::{Connection, Life};
+use super::message::{ConnectionIndex, VolumeIndex};
 use super::shard::EngineShard;
 use block::{AlignedBuf, Span};
 use nbd::client::{Agreed, Arrival, OUTSTANDING_MAX, Replies, Uri};
@@ -362,12 +362,10 @@ impl EngineShard {
         };
         ring.remove_file(link.socket);
         self.touch(v);
-        let cell = &mut self.volumes[v as usize];
-        if cell.is_leaving() {
-            cell.forwarder = None;
-            return;
+        if self.volumes[v as usize].is_leaving() {
+            return self.forsake(ring, v);
         }
-        let Some(forwarder) = &mut cell.forwarder else {
+        let Some(forwarder) = &mut self.volumes[v as usize].forwarder else {
             return;
         };
         while let Some(slot) = forwarder.out.pop_back() {
@@ -429,7 +427,7 @@ impl EngineShard {
         self.touch(v);
     }
 
-    /// Let go of the link of a volume that leaves. Nothing may be out.
+    /// Let go of the link of a volume that leaves and has no requests any more.
     pub(super) fn unlink(&mut self, ring: &mut Ring, v: VolumeIndex) {
         let Some(forwarder) = self.volumes[v as usize].forwarder.as_ref() else {
             return;
@@ -440,6 +438,32 @@ impl EngineShard {
             self.touch(v);
         } else {
             self.link_broke(ring, v);
+            self.link_over(ring, v);
+        }
+    }
+
+    /// A volume leaves that another node owns, and there is no link to that one: what its guests wait for
+    /// will not be answered here. Their connections are closed, as if the node had died, and no error is
+    /// told: they come again, here or elsewhere.
+    pub(super) fn forsake(&mut self, ring: &mut Ring, v: VolumeIndex) {
+        let cell = &mut self.volumes[v as usize];
+        let linked = cell.forwarder.as_ref().is_some_and(|f| f.link.is_some());
+        if linked || cell.volume.owned().is_some() {
+            return;
+        }
+        let forwarder = cell.forwarder.take();
+        let own = |c: &Connection| c.volume == v && c.life != Life::Gone;
+        let own = self.connections.iter().filter(|(_, c)| own(c));
+        let own: Vec<_> = own.map(|(c, _)| c as ConnectionIndex).collect();
+        for c in own {
+            self.lose(ring, c);
+            self.reap(ring, c);
+        }
+        for slot in forwarder
+            .into_iter()
+            .flat_map(|f| f.out.into_iter().chain(f.waiting))
+        {
+            self.ended(ring, v, slot, Err(libc::ECONNRESET));
         }
     }
 }

@@ -363,6 +363,59 @@ fn a_link_that_is_dialled_ahead_waits_for_its_owner_and_serves_at_once() {
     new.stop(&runtime);
 }
 
+/// A node that was stopped while it forwarded, when its link broke or had never come about, forgot whom it
+/// owed answers, waited for them, and could only be killed.
+#[test]
+fn a_volume_that_forwards_is_removed_though_its_owner_is_gone() {
+    let runtime = runtime();
+    #[derive(PartialEq)]
+    enum Owner {
+        Unknown,
+        Unreachable,
+        Dies,
+    }
+    for owner in [Owner::Unknown, Owner::Unreachable, Owner::Dies] {
+        let (old, new) = (
+            Node::new(&runtime, 1, FIRST),
+            Node::new(&runtime, 2, Role::Standby),
+        );
+        let mut clients: Vec<_> = (0..3)
+            .map(|_| Client::connect(&old.uri, &[], PATIENCE).unwrap())
+            .collect();
+        clients[0].write(0, &[1; 4096], false).unwrap();
+        runtime.block_on(old.give(&new, Generation(2)));
+        let uri = match owner {
+            Owner::Unknown => None,
+            Owner::Unreachable => Some("nbd+unix:///v?socket=/nobody/is/there".parse().unwrap()),
+            Owner::Dies => Some(new.uri.clone()),
+        };
+        if let Some(uri) = uri {
+            runtime.block_on(old.volume.forward(uri, None)).unwrap();
+        }
+        if owner == Owner::Dies {
+            clients[0].write(0, &[2; 4096], false).unwrap();
+        }
+        new.stop(&runtime);
+        let waiting: Vec<_> = clients
+            .into_iter()
+            .map(|mut client| std::thread::spawn(move || client.write(0, &[3; 4096], false)))
+            .collect();
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(
+            waiting.iter().all(|w| !w.is_finished()),
+            "they wait for the owner"
+        );
+        old.task.abort();
+        let removed = async { tokio::time::timeout(PATIENCE, old.volume.remove()).await };
+        let removed = runtime.block_on(removed);
+        removed.expect("the volume waits for its owner").unwrap();
+        for client in waiting {
+            assert!(client.join().unwrap().is_err());
+        }
+        old.engine.stop().unwrap();
+    }
+}
+
 /// The volume goes from node to node and back, under load from clients of two nodes that keep their
 /// connections: they see neither an error nor an old byte.
 #[test]
