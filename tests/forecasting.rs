@@ -132,6 +132,46 @@ fn a_level_shift_costs_at_most_half_more_than_smoothing_pays() {
     assert!(scores.ratio() < 1.5, "{scores:?}");
 }
 
+/// What was achieved over all series used to be added up by eye.
+#[test]
+fn a_backtest_ends_with_what_holds_for_all_of_its_series() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut random = noise(5);
+    for name in ["even", "rising"] {
+        let slope = f64::from(u8::from(name == "rising")) / 200.0;
+        let rows = (0..600).map(|i| format!("{},{}\n", i * STEP, slope * i as f64 + random()));
+        let text = format!("timestamp,value\n{}", rows.collect::<String>());
+        std::fs::write(folder.path().join(format!("{name}.csv")), text).unwrap();
+    }
+    let backtest = |words: &[&str]| {
+        let done = Command::new(env!("CARGO_BIN_EXE_forerun"))
+            .args(["forecast", "--backtest", "--horizon", "6", "--history"])
+            .args(["even.csv", "rising.csv"])
+            .args(words)
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{done:?}");
+        String::from_utf8(done.stdout).unwrap()
+    };
+    let answer: serde_json::Value = serde_json::from_str(&backtest(&["--output", "json"])).unwrap();
+    let (rows, all) = (answer["series"].as_array().unwrap(), &answer["summary"]);
+    let of = |row: &serde_json::Value, key: &str| row[key].as_f64().unwrap();
+    let two = |key: &str| (of(&rows[0], key), of(&rows[1], key));
+    let (a, b) = two("crps_ratio");
+    assert!((of(all, "crps_ratio") - (a * b).sqrt()).abs() < 1e-9);
+    assert_eq!(of(all, "worst_crps_ratio"), a.max(b));
+    assert_eq!(all["worst"], if a > b { "even" } else { "rising" });
+    for key in ["coverage_80", "coverage_95", "window_max_90"] {
+        let (a, b) = two(key);
+        assert!((of(all, key) - (a + b) / 2.0).abs() < 1e-9, "{key}");
+    }
+    let table = backtest(&[]);
+    let ends: Vec<_> = table.lines().rev().take(2).collect();
+    assert!(ends[0].contains("at worst ("), "{table}");
+    assert!(ends[1].starts_with("all 2 "), "{table}");
+}
+
 fn plan(stride: usize) -> Plan {
     Plan {
         horizon: 48,
