@@ -52,10 +52,14 @@ impl Columns {
         self.rows.is_empty()
     }
 
-    /// Adds a row: what was expected, less what came.
-    pub fn push(&mut self, differences: [f64; LANES]) {
-        let narrow = differences.map(|difference| difference as f32);
-        self.rows.extend_from_slice(&narrow);
+    /// Adds a row: what was expected, less what came, in this unit.
+    #[inline]
+    pub fn push(&mut self, expected: &[f64; LANES], came: &[f64; LANES], unit: f64) {
+        let mut row = [0.0; LANES];
+        for ((narrow, expected), came) in row.iter_mut().zip(expected).zip(came) {
+            *narrow = ((expected - came) * unit) as f32;
+        }
+        self.rows.extend_from_slice(&row);
     }
 
     /// Gives every column the rows that were pushed.
@@ -160,10 +164,12 @@ fn sort<S: Simd>(simd: S, rows: &mut [S::f32s]) {
                 let pairs = run.min(count - apart - first);
                 let (low, high) = rows[wide * first..].split_at_mut(wide * apart);
                 let (low, high) = (&mut low[..wide * pairs], &mut high[..wide * pairs]);
-                for (low, high) in low.iter_mut().zip(high) {
-                    let (a, b) = (*low, *high);
-                    *low = simd.min_f32s(a, b);
-                    *high = simd.max_f32s(a, b);
+                for (low, high) in low.chunks_exact_mut(wide).zip(high.chunks_exact_mut(wide)) {
+                    for (low, high) in low.iter_mut().zip(high) {
+                        let (a, b) = (*low, *high);
+                        *low = simd.min_f32s(a, b);
+                        *high = simd.max_f32s(a, b);
+                    }
                 }
                 first += 2 * run;
             }

@@ -135,9 +135,17 @@ impl Calibration {
             let part = (place - bin as f64) * f64::from(self.bins[bin]);
             below[bin / 4] + f64::from(before.iter().sum::<f32>()) + part
         };
+        // Nudges are small: most levels lie so far from the outcome that theirs need not be looked at.
+        let widest = self.nudge.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+        let (least, most) = (
+            share(level - f64::from(widest)),
+            share(level + f64::from(widest)),
+        );
         let mut hit = level <= 0.0;
         std::array::from_fn(|k| {
-            hit |= share(level - f64::from(self.nudge[k])) <= LEVELS[k] * total;
+            let claimed = LEVELS[k] * total;
+            hit |= most <= claimed
+                || least <= claimed && share(level - f64::from(self.nudge[k])) <= claimed;
             hit
         })
     }

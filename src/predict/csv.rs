@@ -90,10 +90,7 @@ pub fn read(text: &str, column: Option<&str>) -> Result<Histories, CsvError> {
     if text.starts_with('\u{1f}') {
         return Err(CsvError::Compressed);
     }
-    let mut lines = text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty());
+    let mut lines = text.lines().enumerate().filter(|(_, line)| !is_blank(line));
     let (_, header) = lines.next().ok_or(CsvError::Empty)?;
     let names: Vec<&str> = header
         .trim_start_matches('\u{feff}')
@@ -122,15 +119,18 @@ pub fn read(text: &str, column: Option<&str>) -> Result<Histories, CsvError> {
             found: fields[stamp].into(),
         })?;
         let found = fields[value];
-        let sample = match found.parse() {
-            Ok(sample) => sample,
-            Err(_) if is_missing(found) => f64::NAN,
-            Err(_) => {
-                return Err(CsvError::Value {
-                    line: number,
-                    found: found.into(),
-                });
-            }
+        let sample = match plain(found.as_bytes()) {
+            Some(sample) => sample,
+            None => match found.parse() {
+                Ok(sample) => sample,
+                Err(_) if is_missing(found) => f64::NAN,
+                Err(_) => {
+                    return Err(CsvError::Value {
+                        line: number,
+                        found: found.into(),
+                    });
+                }
+            },
         };
         if let Some(owner) = owner
             && fields[owner] != run.0
@@ -153,6 +153,11 @@ fn keep(histories: &mut Histories, (whose, samples): &mut (&str, Vec<Sample>)) {
     }
 }
 
+/// Whether a line has nothing but space. Nearly all begin with something else.
+fn is_blank(line: &str) -> bool {
+    !line.as_bytes().first().is_some_and(u8::is_ascii_graphic) && line.trim().is_empty()
+}
+
 /// The first fields of a line; those that it does not have are empty.
 fn split<'a>(line: &'a str, fields: &mut [&'a str]) {
     let mut rest = line;
@@ -161,6 +166,30 @@ fn split<'a>(line: &'a str, fields: &mut [&'a str]) {
         *field = rest[..end.unwrap_or(rest.len())].trim_ascii();
         rest = end.map_or("", |end| &rest[end + 1..]);
     }
+}
+
+/// A number of at most fifteen digits, maybe with a point among them, exactly as it is parsed otherwise: the digits
+/// and the power of ten are both exact, so that one division rounds as it must.
+fn plain(text: &[u8]) -> Option<f64> {
+    const MOST_DIGITS: usize = 15;
+    const TENS: [f64; MOST_DIGITS + 1] = [
+        1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15,
+    ];
+    let (mut digits, mut point) = (0u64, None);
+    for (at, byte) in text.iter().enumerate() {
+        match byte {
+            b'0'..=b'9' => digits = digits * 10 + u64::from(byte - b'0'),
+            b'.' if point.is_none() => point = Some(at),
+            _ => return None,
+        }
+        if at > MOST_DIGITS {
+            return None;
+        }
+    }
+    let count = text.len() - usize::from(point.is_some());
+    let decimals = point.map_or(0, |point| text.len() - 1 - point);
+    let is_short = (1..=MOST_DIGITS).contains(&count);
+    is_short.then(|| digits as f64 / TENS[decimals])
 }
 
 fn is_missing(value: &str) -> bool {
@@ -196,7 +225,7 @@ fn seconds(text: &str) -> Option<i64> {
     if let Some(at) = usual(text.as_bytes()) {
         return Some(at);
     }
-    if let Ok(number) = text.parse::<f64>() {
+    if let Some(number) = plain(text.as_bytes()).or_else(|| text.parse().ok()) {
         let number = if number.abs() >= MILLISECONDS_FROM {
             number / 1000.0
         } else {
@@ -281,6 +310,42 @@ fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn plain_numbers_are_those_of_the_parser() {
+        for text in [
+            "0",
+            "7",
+            ".5",
+            "5.",
+            "0.1",
+            "13.5866667",
+            "123456789012345",
+            "1375308176",
+            "00.10",
+            "99999999999999.9",
+            "0.00000000000001",
+        ] {
+            let parsed: f64 = text.parse().unwrap();
+            assert_eq!(
+                plain(text.as_bytes()).map(f64::to_bits),
+                Some(parsed.to_bits()),
+                "{text}"
+            );
+        }
+        for other in [
+            "",
+            ".",
+            "-1",
+            "1e3",
+            "1.2.3",
+            "nan",
+            "1234567890123456",
+            "0.1234567890123456",
+        ] {
+            assert_eq!(plain(other.as_bytes()), None, "{other}");
+        }
+    }
 
     #[test]
     fn dates_and_numbers_are_the_same_time() {

@@ -231,8 +231,9 @@ impl Outlook {
         horizon: usize,
         steps: &[usize; N],
         enough: usize,
-        mut each: impl FnMut([f64; N]),
+        mut each: impl FnMut(&[f64; N]),
     ) -> bool {
+        let mut row = [0.0; N];
         match self {
             Self::Windows { backs, shifts } => {
                 let mut all = backs.iter().map(|back| *back as usize);
@@ -242,9 +243,15 @@ impl Outlook {
                 let some = backs.len().div_ceil(enough);
                 for (start, shift) in windows(now, horizon, backs, shifts).step_by(some) {
                     let window = &scene.values[start..start + horizon];
-                    each(std::array::from_fn(|i| {
-                        (window[steps[i]] + shift).max(scene.floor)
-                    }));
+                    for (value, step) in row.iter_mut().zip(steps) {
+                        let moved = window[*step] + shift;
+                        *value = if moved > scene.floor {
+                            moved
+                        } else {
+                            scene.floor
+                        };
+                    }
+                    each(&row);
                 }
             }
             Self::Phase { period, turns } => {
@@ -256,9 +263,11 @@ impl Outlook {
                 }
                 let mut at: [usize; N] = std::array::from_fn(|i| first(steps[i]).unwrap_or(0));
                 for _ in 0..*turns {
-                    each(std::array::from_fn(|i| scene.values[at[i]]));
-                    at.iter_mut()
-                        .for_each(|at| *at = at.saturating_sub(*period));
+                    for (value, at) in row.iter_mut().zip(&mut at) {
+                        *value = scene.values[*at];
+                        *at = at.saturating_sub(*period);
+                    }
+                    each(&row);
                 }
             }
             Self::Recent { .. } | Self::Drawn(_) => return false,

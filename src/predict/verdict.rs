@@ -159,11 +159,7 @@ impl<'a> Panel<'a> {
         for (expert, outlook) in self.outlooks.iter().enumerate() {
             self.desk.columns.clear();
             let columns = &mut self.desk.columns;
-            let put = |row: [f64; LANES]| {
-                columns.push(std::array::from_fn(|lane| {
-                    (row[lane] - outcomes[lane]) * unit
-                }));
-            };
+            let put = |row: &[f64; LANES]| columns.push(row, &outcomes, unit);
             let (scene, at, horizon) = (self.scene, self.at, self.horizon);
             let together = outlook.side_by_side(scene, at, horizon, &steps, ENOUGH, put);
             if together {
