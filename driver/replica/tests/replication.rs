@@ -1,6 +1,6 @@
 //! Seeding and increments between two nodes: byte identity to the source's points in time, whatever
 //! the guest writes meanwhile, and no more sent than must be.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod world;
 
@@ -8,6 +8,7 @@ use block::{Clock, ErrorKind, Generation};
 use futures_util::future::join;
 use replica::{Order, Source, State};
 use std::cell::Cell;
+use std::ops::Range;
 use std::time::Duration;
 use world::disk::{MemDisk, forever};
 use world::link::Fault;
@@ -24,44 +25,51 @@ fn volume(size: u64, dice: &Dice) -> MemVolume {
     volume
 }
 
-#[test]
-fn seeds_then_follows_a_guest_that_never_stops() {
-    let mut saves = 0;
-    for seed in 0..6 {
+/// A volume and the node of its replica, for each seed.
+fn each(seeds: Range<u64>, size: u64, mut test: impl AsyncFnMut(&Dice, &MemVolume, &Node)) {
+    for seed in seeds {
+        eprintln!("seed {seed}");
         let dice = Dice::new(seed);
-        // The last block is partial.
-        let size = 8 * MIB + 1536;
         let volume = volume(size, &dice);
         run(async {
             let node = Node::new(size, &dice);
-            let receiver = node.open().await.unwrap();
-            let sender = sender(&volume);
-            let stop = Cell::new(false);
-            let guest = volume.guest(dice.clone(), &stop, 4);
-            let work = async {
-                let end = connection(&dice, &sender, &receiver, CLEAN, async |session| {
-                    let (seeding, first) = session.catch_up().await?;
-                    assert!(seeding.is_some());
-                    assert_consistent(&node, &receiver, &volume);
-                    for _ in 0..5 {
-                        sender.clock.sleep(Duration::from_millis(10)).await;
-                        pause(500).await;
-                        let done = session.increment().await?;
-                        assert!(done.epoch > first.epoch);
-                        assert_consistent(&node, &receiver, &volume);
-                    }
-                    Ok(())
-                })
-                .await;
-                stop.set(true);
-                end
-            };
-            let ((result, end, _), ()) = join(work, guest).await;
-            result.unwrap();
-            assert_eq!(end.kind(), ErrorKind::Disconnected, "{end}");
-            saves += volume.s.saves.get();
+            test(&dice, &volume, &node).await;
         });
     }
+}
+
+#[test]
+fn seeds_then_follows_a_guest_that_never_stops() {
+    let mut saves = 0;
+    // The last block is partial.
+    each(0..6, 8 * MIB + 1536, async |dice, volume, node| {
+        let receiver = node.open().await.unwrap();
+        let sender = sender(volume);
+        let stop = Cell::new(false);
+        let guest = volume.guest(dice.clone(), &stop, 4);
+        let work = async {
+            let end = connection(dice, &sender, &receiver, CLEAN, async |session| {
+                let (seeding, first) = session.catch_up().await?;
+                assert!(seeding.is_some());
+                assert_consistent(node, &receiver, volume);
+                for _ in 0..5 {
+                    sender.clock.sleep(Duration::from_millis(10)).await;
+                    pause(500).await;
+                    let done = session.increment().await?;
+                    assert!(done.epoch > first.epoch);
+                    assert_consistent(node, &receiver, volume);
+                }
+                Ok(())
+            })
+            .await;
+            stop.set(true);
+            end
+        };
+        let ((result, end, _), ()) = join(work, guest).await;
+        result.unwrap();
+        assert_eq!(end.kind(), ErrorKind::Disconnected, "{end}");
+        saves += volume.s.saves.get();
+    });
     assert!(saves > 0, "nothing was ever copied before a write");
 }
 
@@ -152,35 +160,29 @@ fn an_increment_that_breaks_anywhere_leaves_a_point_in_time() {
 /// The receiver's power fails at each write and sync of an increment in turn.
 #[test]
 fn a_receiver_that_loses_power_anywhere_recovers_a_point_in_time() {
-    for seed in 0..4 {
-        let dice = Dice::new(seed);
-        let size = 2 * MIB;
-        let volume = volume(size, &dice);
-        run(async {
-            let node = Node::new(size, &dice);
-            let sender = sender(&volume);
-            let receiver = node.open().await.unwrap();
-            caught_up(&dice, &sender, &receiver).await;
-            for steps in 0..40 {
-                for i in 0..6 {
-                    volume.write(dice.roll(500) * 4096, &[steps as u8 + i; 6 * 512]);
-                }
-                let receiver = node.open().await.unwrap();
-                node.power.set(steps);
-                let _ = connection(&dice, &sender, &receiver, CLEAN, catch_up).await;
-                node.power_cut();
-                // Power may also fail while it recovers.
-                node.power.set(dice.roll(6));
-                let _ = node.open().await;
-                node.power_cut();
-                let receiver = node.open().await.unwrap();
-                assert_consistent(&node, &receiver, &volume);
-                let (_, _, sent) = caught_up(&dice, &sender, &receiver).await;
-                assert_consistent(&node, &receiver, &volume);
-                assert!(sent < MIB / 4, "{sent} bytes after a crash at step {steps}");
+    each(0..4, 2 * MIB, async |dice, volume, node| {
+        let sender = sender(volume);
+        let receiver = node.open().await.unwrap();
+        caught_up(dice, &sender, &receiver).await;
+        for steps in 0..40 {
+            for i in 0..6 {
+                volume.write(dice.roll(500) * 4096, &[steps as u8 + i; 6 * 512]);
             }
-        });
-    }
+            let receiver = node.open().await.unwrap();
+            node.power.set(steps);
+            let _ = connection(dice, &sender, &receiver, CLEAN, catch_up).await;
+            node.power_cut();
+            // Power may also fail while it recovers.
+            node.power.set(dice.roll(6));
+            let _ = node.open().await;
+            node.power_cut();
+            let receiver = node.open().await.unwrap();
+            assert_consistent(node, &receiver, volume);
+            let (_, _, sent) = caught_up(dice, &sender, &receiver).await;
+            assert_consistent(node, &receiver, volume);
+            assert!(sent < MIB / 4, "{sent} bytes after a crash at step {steps}");
+        }
+    });
 }
 
 /// A receiver was killed between writing that an epoch was committed and the end of that write's sync. Its next
@@ -188,32 +190,26 @@ fn a_receiver_that_loses_power_anywhere_recovers_a_point_in_time() {
 /// again, a part of the epoch was not, and the copy said that it was the epoch before. A soak found it.
 #[test]
 fn a_record_that_was_not_durable_when_the_receiver_was_killed_is_before_it_is_acted_upon() {
-    for seed in 0..12 {
-        let dice = Dice::new(2000 + seed);
-        let size = 2 * MIB;
-        let volume = volume(size, &dice);
-        run(async {
-            let node = Node::new(size, &dice);
-            let sender = sender(&volume);
-            let receiver = node.open().await.unwrap();
-            caught_up(&dice, &sender, &receiver).await;
-            // An epoch of six blocks takes some sixteen writes and syncs.
-            for steps in 0..24 {
-                for i in 0..6 {
-                    volume.write(dice.roll(500) * 4096, &[steps as u8 + i; 6 * 512]);
-                }
-                let receiver = node.open().await.unwrap();
-                node.power.set(steps);
-                let _ = connection(&dice, &sender, &receiver, CLEAN, catch_up).await;
-                // What was written is there, be it durable or not; and so it goes on.
-                node.power.set(1 + dice.roll(12));
-                let _ = node.open().await;
-                node.power_cut();
-                let receiver = node.open().await.unwrap();
-                assert_consistent(&node, &receiver, &volume);
+    each(2000..2012, 2 * MIB, async |dice, volume, node| {
+        let sender = sender(volume);
+        let receiver = node.open().await.unwrap();
+        caught_up(dice, &sender, &receiver).await;
+        // An epoch of six blocks takes some sixteen writes and syncs.
+        for steps in 0..24 {
+            for i in 0..6 {
+                volume.write(dice.roll(500) * 4096, &[steps as u8 + i; 6 * 512]);
             }
-        });
-    }
+            let receiver = node.open().await.unwrap();
+            node.power.set(steps);
+            let _ = connection(dice, &sender, &receiver, CLEAN, catch_up).await;
+            // What was written is there, be it durable or not; and so it goes on.
+            node.power.set(1 + dice.roll(12));
+            let _ = node.open().await;
+            node.power_cut();
+            let receiver = node.open().await.unwrap();
+            assert_consistent(node, &receiver, volume);
+        }
+    });
 }
 
 /// A link is cut while the disk works on what came by it, and the source is back at once with newer content of
@@ -221,28 +217,23 @@ fn a_record_that_was_not_durable_when_the_receiver_was_killed_is_before_it_is_ac
 #[test]
 fn what_a_dead_connection_wrote_lands_before_the_next_is_served() {
     let mut cuts = 0;
-    for seed in 0..8 {
-        let dice = Dice::new(3000 + seed);
-        let size = 4 * MIB;
-        let volume = volume(size, &dice);
-        run(async {
-            let node = Node::new(size, &dice);
-            node.image.slow_write(20_000);
-            let receiver = node.open().await.unwrap();
-            let sender = sender(&volume);
-            for cut in 1..4 {
-                let faults = (Fault::Cut(cut * 300_000), Fault::None);
-                let (result, ..) = connection(&dice, &sender, &receiver, faults, catch_up).await;
-                cuts += u64::from(result.is_err());
-                let noise: Vec<u8> = (0..size).map(|_| dice.roll(256) as u8).collect();
-                volume.write(0, &noise);
-            }
-            node.image.slow_write(0);
-            caught_up(&dice, &sender, &receiver).await;
-            pause(40_000).await;
-            assert_consistent(&node, &receiver, &volume);
-        });
-    }
+    let size = 4 * MIB;
+    each(3000..3008, size, async |dice, volume, node| {
+        node.image.slow_write(20_000);
+        let receiver = node.open().await.unwrap();
+        let sender = sender(volume);
+        for cut in 1..4 {
+            let faults = (Fault::Cut(cut * 300_000), Fault::None);
+            let (result, ..) = connection(dice, &sender, &receiver, faults, catch_up).await;
+            cuts += u64::from(result.is_err());
+            let noise: Vec<u8> = (0..size).map(|_| dice.roll(256) as u8).collect();
+            volume.write(0, &noise);
+        }
+        node.image.slow_write(0);
+        caught_up(dice, &sender, &receiver).await;
+        pause(40_000).await;
+        assert_consistent(node, &receiver, volume);
+    });
     assert!(cuts > 8, "hardly a connection was cut: {cuts}");
 }
 
@@ -270,28 +261,23 @@ fn content_goes_on_arriving_while_a_watermark_is_made_durable() {
 #[test]
 fn all_below_a_watermark_survives_power_loss() {
     let mut marked = 0;
-    for seed in 0..24 {
-        let dice = Dice::new(1000 + seed);
-        let size = 8 * MIB;
-        let volume = volume(size, &dice);
-        run(async {
-            let node = Node::new(size, &dice);
-            node.image.slow_sync(dice.roll(40));
-            let sender = sender(&volume);
-            let receiver = node.open().await.unwrap();
-            node.power.set(4 + 3 * seed);
-            let _ = connection(&dice, &sender, &receiver, CLEAN, async |s| s.seed().await).await;
-            node.power_cut();
-            let receiver = node.open().await.unwrap();
-            let State::Seeding { watermark, .. } = receiver.record().state else {
-                return;
-            };
-            marked += u64::from(watermark > 0);
-            let below = watermark as usize;
-            let (copy, source) = (node.image.content(), volume.image.content());
-            assert_same(&format!("seed {seed}"), &copy[..below], &source[..below]);
-        });
-    }
+    let mut steps = (4..).step_by(3);
+    each(1000..1024, 8 * MIB, async |dice, volume, node| {
+        node.image.slow_sync(dice.roll(40));
+        let sender = sender(volume);
+        let receiver = node.open().await.unwrap();
+        node.power.set(steps.next().unwrap());
+        let _ = connection(dice, &sender, &receiver, CLEAN, async |s| s.seed().await).await;
+        node.power_cut();
+        let receiver = node.open().await.unwrap();
+        let State::Seeding { watermark, .. } = receiver.record().state else {
+            return;
+        };
+        marked += u64::from(watermark > 0);
+        let below = watermark as usize;
+        let (copy, source) = (node.image.content(), volume.image.content());
+        assert_same("below the watermark", &copy[..below], &source[..below]);
+    });
     assert!(marked > 5, "hardly a watermark was durable: {marked}");
 }
 
