@@ -242,15 +242,7 @@ impl Image {
         let spills = io.wide.end() > self.size;
         let range = io.moved..buf.len();
         match (io.work == Work::Read, self.buffered) {
-            (true, Some(_)) => self.disk_read(
-                ring,
-                DiskRead {
-                    offset,
-                    buf,
-                    range,
-                    token,
-                },
-            ),
+            (true, Some(_)) => self.disk_read(ring, offset, buf, range, token),
             (true, None) => return self.cached_read(ring, io, token, buf),
             (false, Some(buffered)) if spills => {
                 let range = io.moved..(self.size - io.wide.offset) as usize;
@@ -263,7 +255,20 @@ impl Image {
     }
 
     /// A read past the page cache, now or when its turn comes.
-    fn disk_read(&mut self, ring: &mut Ring, read: DiskRead) {
+    fn disk_read(
+        &mut self,
+        ring: &mut Ring,
+        offset: u64,
+        buf: AlignedBuf,
+        range: Range<usize>,
+        token: Token,
+    ) {
+        let read = DiskRead {
+            offset,
+            buf,
+            range,
+            token,
+        };
         if self.held.is_empty() && self.turns.admits() {
             self.fly(ring, read);
         } else {
@@ -277,7 +282,8 @@ impl Image {
     }
 
     /// All that the shard was woken for is known, and guests have not been answered: start the reads whose
-    /// turn has come, so that the disk works meanwhile. To be called in every turn.
+    /// turn has come, so that the disk works meanwhile. To be called in every turn in which a read has ended or
+    /// come short.
     pub fn take_turns(&mut self, ring: &mut Ring) {
         self.turns.look(ring.now(), self.held.len());
         let held = self.held.len();
