@@ -27,7 +27,7 @@ pub enum Role {
     },
     /// Holds a copy, or is about to.
     Standby,
-    /// Gave the volume away; only the target can go on.
+    /// Gave the volume away; only the target can go on, or this node in a later generation if the target is gone.
     Relinquished {
         /// The generation that the target is to take.
         generation: Generation,

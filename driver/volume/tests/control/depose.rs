@@ -128,3 +128,57 @@ fn a_new_owner_is_let_in_when_the_last_write_of_the_former_ownership_has_ended()
     assert_eq!(a.vol.complete(NOW, RequestId(0), Ok(())), Completion::Held);
     assert_eq!((a.ended(c), a.ended(again)), (Some(Ok(())), Some(Ok(()))));
 }
+
+/// A cutover's target was gone for good before the volume was given away, and the owner goes on. What was to be
+/// told in the generation between is refused from then on, also after a restart.
+#[test]
+fn an_owner_that_goes_on_in_a_later_generation_gives_away_in_none_between() {
+    let size = 1 << 30;
+    let mut a = Node::new(size, owner());
+    let epoch = ready_to_relinquish(&mut a);
+    let c = a.vol.renew(Generation(3)).unwrap();
+    assert_eq!(a.ended(c), Some(Ok(())));
+    let n2 = "n2".parse().unwrap();
+    let late = a.vol.relinquish(&n2, Generation(2), epoch).unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::Fenced);
+    let again = a.vol.renew(Generation(3)).unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::Fenced);
+    a.reopen(size);
+    a.run();
+    assert_eq!(a.vol.owned(), Some(Generation(3)));
+    assert_eq!(a.vol.seen(), Generation(3));
+    let mut standby = Node::new(size, Role::Standby);
+    assert_eq!(
+        standby.vol.renew(Generation(3)).unwrap_err().kind(),
+        ErrorKind::NotOwner
+    );
+}
+
+/// The volume was given away to a node that is gone. Guests that wait were told nothing since, and are served when
+/// it is taken back. Those that were sent on may have been, and are sent away first.
+#[test]
+fn guests_that_were_sent_on_are_sent_away_before_a_volume_is_taken_back() {
+    for sent_on in [false, true] {
+        let mut a = Node::new(1 << 30, owner());
+        let epoch = ready_to_relinquish(&mut a);
+        let n2 = "n2".parse().unwrap();
+        let c = a.vol.relinquish(&n2, Generation(2), epoch).unwrap();
+        assert_eq!(a.ended(c), Some(Ok(())));
+        if sent_on {
+            a.vol.forward(NOW, true).unwrap();
+            assert_eq!(a.write(1, 7), Admission::Forward);
+        } else {
+            assert_eq!(a.write(1, 7), Admission::Held);
+        }
+        a.vol.send_away(NOW);
+        assert_eq!(a.vol.is_replaced(), sent_on);
+        assert!(!a.vol.is_forwarding());
+        assert_eq!(a.vol.gave_up(), Some((Generation(2), epoch)));
+        let c = a.vol.activate(Generation(3), epoch).unwrap();
+        assert_eq!(a.ended(c), Some(Ok(())));
+        assert!(!a.vol.is_replaced());
+        assert_eq!(a.vol.owned(), Some(Generation(3)));
+        let issued = a.said(|x| matches!(x, Action::Issue(RequestId(1))));
+        assert_eq!(issued, !sent_on, "what waited goes on");
+    }
+}
