@@ -4,7 +4,7 @@ use super::{Failure, Out, planned, samples};
 use crate::planner::replay::{Forecaster, Recent};
 use crate::planner::{
     Ask, Bandwidth, Bytes, Calendar, Commitments, Distribution, Held, Input, Mode, Money, Need,
-    NodeView, Plan, Policy, Prices, Seconds, SiteView, Subject, UnixTime, Windows,
+    NodeView, Plan, Policy, Prices, Seconds, SiteView, Subject, UnixTime, WINDOWS, Windows,
 };
 use crate::predict::{Sample, Series, csv};
 use serde::{Deserialize, Serialize};
@@ -164,8 +164,6 @@ struct Planned {
     notes: Vec<String>,
 }
 
-/// Windows that are forecast, in steps.
-const WINDOWS: [usize; 5] = [6, 12, 36, 96, 192];
 /// A history that ends so many steps before the plan's time is said to.
 const STALE_STEPS: i64 = 12;
 

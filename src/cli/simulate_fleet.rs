@@ -36,6 +36,12 @@ pub struct Args {
     /// Seeds the unannounced events
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Replay only so many of the VMs, drawn at random
+    #[arg(long, value_name = "COUNT")]
+    vms: Option<usize>,
+    /// Seeds the drawing
+    #[arg(long, default_value_t = 1, requires = "vms")]
+    draw: u64,
 }
 
 const STEP: u64 = 300;
@@ -88,7 +94,11 @@ pub fn run(args: &Args, out: &Out) -> Result<(), Failure> {
     };
     let prices = prices.map_err(|e| Failure::usage(e.to_string()))?;
     let policy = policy.map_err(|e| Failure::usage(e.to_string()))?;
-    let world = world(args, load(&args.data)?, prices)?;
+    let mut series = load(&args.data)?;
+    if let Some(count) = args.vms {
+        draw(&mut series, count, &mut Random(args.draw));
+    }
+    let world = world(args, series, prices)?;
     let report = compare(args, &world, policy);
     if out.is_json() {
         out.json(&report);
@@ -374,23 +384,43 @@ fn events(world: &World, seed: u64) -> (Calendar, Calendar) {
         )
     });
     let end = world.at(world.steps).0;
-    let mut random = seed;
-    let mut next = || {
-        // xorshift: any spread will do, and the same seed must give the same weeks
-        random = random.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        random
-    };
+    let mut random = Random(seed);
     let mut surprises = Vec::new();
     let mut at = world.at(world.warm_up).0;
     while at < end {
-        let node = (next() % world.nodes.len() as u64) as usize;
-        surprises.push(event(node, UnixTime(at + next() % SURPRISE_EVERY), None));
+        let node = random.below(world.nodes.len() as u64) as usize;
+        surprises.push(event(
+            node,
+            UnixTime(at + random.below(SURPRISE_EVERY)),
+            None,
+        ));
         at += SURPRISE_EVERY;
     }
     (Calendar::of(announced.collect()), Calendar::of(surprises))
+}
+
+/// Any spread will do, and the same seed must give the same weeks: xorshift.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+/// Leave so many VMs, of all that there are if they are fewer.
+fn draw(series: &mut Series, count: usize, random: &mut Random) {
+    let mut names: Vec<u64> = series.keys().copied().collect();
+    let count = count.min(names.len());
+    for i in 0..count {
+        let rest = (names.len() - i) as u64;
+        names.swap(i, i + random.below(rest) as usize);
+    }
+    series.retain(|name, _| names[..count].contains(name));
 }
 
 /// Copies of one home share a node, so what one costs is not known before all are: the cheapest wins.
@@ -497,6 +527,19 @@ mod tests {
         assert_eq!(v.cpu, [10.0, 10.0, 10.0, 30.0, 30.0]);
         assert_eq!((v.cpus, v.memory_gib), (2.0, 1.0));
         assert_eq!(v.disk, Bytes::from_gib(20.0));
+    }
+
+    #[test]
+    fn the_same_vms_are_drawn_again_and_others_with_another_seed() {
+        let drawn = |seed, count| {
+            let mut s: Series = (0..30).map(|vm| (vm, BTreeMap::new())).collect();
+            draw(&mut s, count, &mut Random(seed));
+            s.into_keys().collect::<Vec<u64>>()
+        };
+        assert_eq!(drawn(1, 10).len(), 10);
+        assert_eq!(drawn(1, 10), drawn(1, 10));
+        assert_ne!(drawn(1, 10), drawn(2, 10));
+        assert_eq!(drawn(1, 99), drawn(2, 30));
     }
 
     #[test]

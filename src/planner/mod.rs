@@ -35,6 +35,6 @@ pub use plan::{
 pub use policy::{Mode, Policy};
 pub use prices::{Prices, Shape, SitePrices};
 pub use relief::{Pressure, Relief};
-pub use score::{Move, Score, Urgency, Windows};
+pub use score::{Move, Score, Urgency, WINDOWS, Windows};
 pub use shape::{Need, Recommendation, recommend};
 pub use unit::{Bandwidth, Bytes, Invalid, Money, Seconds, UnixTime};

@@ -28,6 +28,9 @@ use std::fmt::Write as _;
 #[derive(Clone, Debug, Default)]
 pub struct Windows(Vec<(Seconds, Distribution)>);
 
+/// Windows that are forecast of a subject's demand, in samples.
+pub const WINDOWS: [usize; 5] = [6, 12, 48, 96, 192];
+
 impl Windows {
     /// From forecasts in any order.
     #[must_use]

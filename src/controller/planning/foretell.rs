@@ -4,10 +4,11 @@
 //! from what its cycles learned. All else is learned from the last week when it is asked for.
 
 use super::ingest::{of_node, of_vm, of_volume};
-use super::outlook::{self, WINDOWS};
+use super::outlook;
 use super::{Planning, now};
 use crate::controller::{Controller, Nodes};
 use crate::history::{Kept, Key, Metric, Span};
+use crate::planner::WINDOWS;
 use crate::predict::cycle::{self, Task};
 use crate::predict::{Sample, Series, Told};
 use crate::store::Store;

@@ -14,7 +14,7 @@
 
 use super::ingest::{of_node, of_vm, of_volume};
 use crate::history::{Kept, Key, Learned, Metric, Part, Span};
-use crate::planner::{Distribution, Seconds, UnixTime, Windows};
+use crate::planner::{Distribution, Seconds, UnixTime, WINDOWS, Windows};
 use crate::predict::cycle::{self, Limits, Task};
 use crate::predict::quantile::{LEVELS, Quantiles};
 use crate::predict::requirement::{Requirement, Resource};
@@ -26,10 +26,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Windows that are forecast of a node's demand, in samples.
-pub(super) const WINDOWS: [usize; 5] = [6, 12, NEEDED, 96, 192];
 /// The window for which needs are stated: four hours of five minutes.
-const NEEDED: usize = 48;
+const NEEDED: usize = WINDOWS[2];
 /// Series that are learned from nothing in one cycle: each takes some two hundred milliseconds of a core,
 /// and a cycle in which a whole fleet is new must not take a minute. The others are forecast by all
 /// experts alike until a later cycle.

@@ -2,7 +2,7 @@
 
 use super::super::{
     Action, Ask, Bandwidth, Bytes, Commitments, Foresight, Held, Input, Mode, Policy, Seconds,
-    Subject, Windows, plan,
+    Subject, WINDOWS, Windows, plan,
 };
 use super::forecaster::Forecaster;
 use super::keeper::Keeper;
@@ -30,8 +30,6 @@ pub struct Forerun<F> {
 const OVERLOADS: usize = 5;
 /// What VMs wrote over this time says what they will write.
 const DAY: Seconds = Seconds(86_400);
-/// Windows that are forecast, in steps.
-const WINDOWS: [usize; 5] = [6, 12, 36, 96, 192];
 
 impl<F: Forecaster> Forerun<F> {
     /// Plan a world.
