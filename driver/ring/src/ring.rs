@@ -471,20 +471,18 @@ impl Ring {
     pub(crate) fn enter(&mut self, deadline: Option<Nanos>) -> Result<()> {
         let together = std::mem::take(&mut self.together);
         let wait = deadline.map(|at| at.since(self.read_clock()));
-        let entered = match wait {
-            _ if together > 1 && wait.is_none_or(|w| w > TOGETHER) && self.waits_together => {
-                let wait = types::Timespec::from(wait.unwrap_or(TOGETHER_MAX));
-                let args = types::SubmitArgs::new().timespec(&wait);
-                let args = args.min_wait_usec(TOGETHER.as_micros() as u32);
-                self.uring.submitter().submit_with_args(together, &args)
-            }
-            None => self.uring.submitter().submit_and_wait(1),
-            Some(wait) => {
-                let wait = types::Timespec::from(wait);
-                let args = types::SubmitArgs::new().timespec(&wait);
-                self.uring.submitter().submit_with_args(1, &args)
-            }
-        };
+        let (mut operations, mut longest) = (1, wait);
+        let mut args = types::SubmitArgs::new();
+        if together > 1 && self.waits_together && wait.is_none_or(|w| w > TOGETHER) {
+            operations = together;
+            longest = Some(wait.unwrap_or(TOGETHER_MAX));
+            args = args.min_wait_usec(TOGETHER.as_micros() as u32);
+        }
+        let longest = longest.map(types::Timespec::from);
+        if let Some(longest) = &longest {
+            args = args.timespec(longest);
+        }
+        let entered = self.uring.submitter().submit_with_args(operations, &args);
         if let Err(e) = entered
             && !matches!(
                 e.raw_os_error(),

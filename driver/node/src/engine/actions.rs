@@ -89,6 +89,7 @@ impl EngineShard {
             mirror: None,
             leaving: Leaving::No,
             is_touched: false,
+            ending: 0,
             syncing: false,
             meta_syncing: false,
         });
@@ -111,7 +112,18 @@ impl EngineShard {
         self.issue_deferred(ring, v);
         self.tend_forwarder(ring, v);
         self.forward_on(ring, v);
+        self.take_turns(ring, v);
         self.leave_on(ring, v);
+    }
+
+    /// Start the reads whose turn has come. Only one that ended, or came short and waits again, lets others
+    /// begin, and that has touched the volume.
+    fn take_turns(&mut self, ring: &mut Ring, v: VolumeIndex) {
+        let cell = &mut self.volumes[v as usize];
+        cell.image.take_turns(ring);
+        let ending = cell.image.ending_together();
+        self.ending += ending;
+        self.ending -= std::mem::replace(&mut cell.ending, ending);
     }
 
     fn act_one(&mut self, ring: &mut Ring, v: VolumeIndex, action: Action) {
@@ -218,7 +230,9 @@ impl EngineShard {
             Token::Save { volume, save } => {
                 let cell = &mut self.volumes[volume as usize];
                 let io = &mut cell.saves[save as usize].io;
-                if let Progress::Ended(outcome) = cell.image.completed(ring, io, done) {
+                let progress = cell.image.completed(ring, io, done);
+                self.touch(volume);
+                if let Progress::Ended(outcome) = progress {
                     self.saved(volume, save, outcome);
                 }
             }
@@ -315,6 +329,7 @@ impl EngineShard {
 
     fn remove_volume(&mut self, ring: &mut Ring, v: VolumeIndex) {
         let cell = self.volumes.remove(v as usize);
+        self.ending -= cell.ending;
         cell.image.detach(ring);
         if let Meta::File { file, .. } = cell.meta {
             ring.remove_file(file);

@@ -38,8 +38,10 @@ impl EngineShard {
     pub(super) fn moved(&mut self, ring: &mut Ring, v: VolumeIndex, slot: u32, done: Done) {
         let cell = &mut self.volumes[v as usize];
         let io = &mut cell.requests.get(slot).io;
-        if let Progress::Ended(outcome) = cell.image.completed(ring, io, done) {
-            self.ended(ring, v, slot, outcome);
+        match cell.image.completed(ring, io, done) {
+            Progress::Ended(outcome) => self.ended(ring, v, slot, outcome),
+            // What came short may wait for its turn again, with nothing under way that would touch the volume.
+            Progress::More => self.touch(v),
         }
     }
 

@@ -32,6 +32,8 @@ pub(super) struct EngineShard {
     /// The same, while this turn deals with them: what they make ready is for the next turn.
     replying: Vec<ConnectionIndex>,
     pub(super) touched: Vec<VolumeIndex>,
+    /// Reads of all volumes that most likely end together.
+    pub(super) ending: usize,
     pub(super) extents: Extents,
     pub(super) mailbox: Mailbox<Message>,
     pub(super) stopping: Option<Nanos>,
@@ -48,6 +50,7 @@ impl EngineShard {
             ready: Vec::with_capacity(CONNECTIONS_MAX),
             replying: Vec::with_capacity(CONNECTIONS_MAX),
             touched: Vec::new(),
+            ending: 0,
             extents,
             mailbox,
             stopping: None,
@@ -162,15 +165,11 @@ impl Handler for EngineShard {
             }
             self.relieve(ring);
         }
-        for (_, cell) in &mut self.volumes {
-            cell.image.take_turns(ring);
-        }
         std::mem::swap(&mut self.ready, &mut self.replying);
         while let Some(c) = self.replying.pop() {
             self.answer_client(ring, c);
         }
-        let together = self.volumes.iter().map(|(_, v)| v.image.ending_together());
-        ring.await_together(together.sum());
+        ring.await_together(self.ending);
         match self.stopping {
             Some(_) if self.volumes.is_empty() => Next::Stop,
             Some(at) if now >= at => {

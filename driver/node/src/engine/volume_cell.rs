@@ -176,6 +176,8 @@ pub(super) struct VolumeCell {
     pub(super) mirror: Option<MirrorQueue>,
     pub(super) leaving: Leaving,
     pub(super) is_touched: bool,
+    /// Its reads that most likely end together.
+    pub(super) ending: usize,
     pub(super) syncing: bool,
     /// A sync of the metadata is under way.
     pub(super) meta_syncing: bool,

@@ -137,6 +137,51 @@ fn a_client_deeper_than_its_window_gets_every_reply() {
     }
 }
 
+/// A read that comes short goes on where it stopped, and may have to wait for its turn again. When the disk had
+/// nothing else to do, and the shard looked only after volumes of which a request had ended, it waited for ever.
+/// Here the file was made shorter behind the server's back, and every read goes across its end.
+#[test]
+fn reads_that_come_short_and_wait_for_their_turn_again_are_answered() {
+    const READS: u64 = 8000;
+    let dir = directory();
+    let runtime = runtime();
+    let engine = Engine::start(1, false).unwrap();
+    let path = dir.path().join("image");
+    let image = open(&path, CacheMode::Direct, true);
+    let volume = runtime.block_on(ephemeral(&engine, image));
+    let (task, uri) = runtime.block_on(async { listen(&dir.path().join("s"), volume.clone()) });
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(SIZE / 2).unwrap();
+    let (_, socket) = nbd::client::dial(&uri, &[], PATIENCE).unwrap();
+    let mut stream = UnixStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let header = |cookie, command| RequestHeader {
+        flags: CommandFlags::NONE,
+        command,
+        cookie: Cookie(cookie),
+        offset: SIZE / 2 - 4096,
+        len: 8192,
+    };
+    let mut requests = stream.try_clone().unwrap();
+    let sender = std::thread::spawn(move || {
+        for cookie in 0..READS {
+            let read = header(cookie, Command::Read).encode();
+            requests.write_all(&read).unwrap();
+        }
+        let end = header(READS, Command::Disconnect).encode();
+        requests.write_all(&end).unwrap();
+    });
+    let mut replies = Vec::new();
+    stream.read_to_end(&mut replies).unwrap();
+    sender.join().unwrap();
+    let (each, rest) = (replies.len() as u64 / READS, replies.len() as u64 % READS);
+    assert_eq!(rest, 0, "an answer is missing or cut");
+    assert!((16..4096).contains(&each), "{each} bytes are no refusal");
+    task.abort();
+    runtime.block_on(volume.remove()).unwrap();
+    engine.stop().unwrap();
+}
+
 /// Two regions whose border is inside a sector: their writers share units that O_DIRECT writes
 /// whole. Neither may undo the other's bytes.
 #[test]
