@@ -46,6 +46,9 @@ const FAR_BYTES: u64 = 1 << 30;
 /// Of what the order of the disk would have left, what coldest first may have left at most to be preferred.
 const CLEARLY_LESS: f64 = 0.95;
 
+/// Windows that a copy takes, more or less.
+const COPY_WINDOWS: u64 = 16;
+
 /// The memory of one extent that was ever written.
 #[derive(Clone, Copy, Debug, Default)]
 struct Trail {
@@ -140,7 +143,7 @@ impl Habits {
     /// Then it is the order of the disk itself.
     #[must_use]
     pub fn order(&self, count: u64, extent_bytes: u64) -> Vec<u64> {
-        if self.is_swept(count) {
+        if self.is_swept(count, extent_bytes) {
             return (0..count).collect();
         }
         let [linear, coldest] = self.rehearsed(count, extent_bytes);
@@ -151,8 +154,9 @@ impl Habits {
     }
 
     /// Whether a front goes over the disk: most of what was written in the last windows was new, and the middle half of
-    /// what was new in each lay beyond that of the window before, always on the same side.
-    fn is_swept(&self, count: u64) -> bool {
+    /// what was new in each lay beyond that of the window before, always on the same side. One that comes no farther
+    /// than [`FAR_BYTES`] while a copy lasts is no such front: what lies before it is copied late.
+    fn is_swept(&self, count: u64, extent_bytes: u64) -> bool {
         let mut fronts = [const { Vec::new() }; RECENT as usize];
         let mut written = 0;
         let trails = self.trails.iter().filter(|(extent, _)| **extent < count);
@@ -172,6 +176,11 @@ impl Habits {
             let quarter = front.len() / 4;
             (front[quarter], front[front.len() - 1 - quarter])
         });
+        let [newest, .., oldest] = middles;
+        let way = newest.0.abs_diff(oldest.0) * extent_bytes / u64::from(RECENT - 1);
+        if way * COPY_WINDOWS < FAR_BYTES {
+            return false;
+        }
         let mut pairs = middles.windows(2).map(|pair| (pair[0], pair[1]));
         pairs.clone().all(|(newer, older)| newer.0 > older.1)
             || pairs.all(|(newer, older)| newer.1 < older.0)
@@ -330,8 +339,8 @@ mod tests {
             let place = window % 6;
             ring.close_window(place * 500..place * 500 + 500);
         }
-        assert!(!files.is_swept(500_000));
-        assert!(!ring.is_swept(500_000));
+        assert!(!files.is_swept(500_000, 64 << 10));
+        assert!(!ring.is_swept(500_000, 64 << 10));
     }
 
     #[test]
